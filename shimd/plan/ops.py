@@ -1,0 +1,584 @@
+"""The operations of a plan: small frozen records, each one thing that the new process does.
+
+A plan is compiled once (``shimd.plan.compile``), printed by ``describe()``, sent as bytes (``shimd.plan.wire``) and
+executed in order by ``shimd.init.execute``. Records hold only str, int, bytes, bool, None and tuples of these, so that any of
+``json`` and ``marshal`` can carry them. Descriptors are never numbers in a record but *slots*: names that the launcher binds.
+
+Slots used: ``stdin`` ``stdout`` ``stderr`` (the process's stdio when there is no terminal), ``control`` (SOCK_SEQPACKET to the runtime, see
+``shimd.init.handshake``), ``start`` (listening unix socket that ``start`` connects to), ``console`` (unix stream socket of
+--console-socket, absent: the pty master goes over ``control``), ``cgroup.N`` (a cgroup.procs file open for writing), ``ns.N`` (nsfs files), ``init``
+(pidfd of the container's init, for exec), ``rootfs`` and ``mount.N`` (detached mount trees opened by the runtime, for user namespaces),
+``preserve.N`` (passed to the program as descriptor 3+N).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+Origin = str  # JSON pointer of the config.json field that asked for an operation; "" when it is implied
+
+
+class MountAttr(NamedTuple):
+    """One mount_setattr(2): set and clear are MOUNT_ATTR_* masks, propagation an MS_* propagation type or 0."""
+
+    set: int
+    clear: int
+    propagation: int
+    recursive: bool
+
+
+class Sync(NamedTuple):
+    """Report ``point`` to the runtime and wait for its leave to go on: "maps", "hooks", "ready"."""
+
+    point: str
+
+    def describe(self) -> str:
+        return f"wait for the runtime: {self.point}"
+
+
+class JoinCgroup(NamedTuple):
+    """Write 0 to each cgroup.procs slot; the first operation, so that all that follows is accounted and confined."""
+
+    slots: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"enter {len(self.slots)} cgroup(s)"
+
+
+class Setns(NamedTuple):
+    """setns(2) with the slot (nsfs file or pidfd) and CLONE_NEW* flags."""
+
+    slot: str
+    flags: int
+
+    def describe(self) -> str:
+        return f"join namespaces {self.flags:#x} of {self.slot}"
+
+
+class Unshare(NamedTuple):
+    """unshare(2); of the cgroup namespace after JoinCgroup."""
+
+    flags: int
+
+    def describe(self) -> str:
+        return f"unshare {self.flags:#x}"
+
+
+class TimeOffsets(NamedTuple):
+    """Write /proc/self/timens_offsets (stage only: between unshare(CLONE_NEWTIME) and the clone): (clock, secs, nanosecs)."""
+
+    offsets: tuple[tuple[str, int, int], ...]
+
+    def describe(self) -> str:
+        return "set time offsets " + ", ".join(f"{c} {s}.{n:09d}" for c, s, n in self.offsets)
+
+
+class BecomeRoot(NamedTuple):
+    """setresgid(0), setresuid(0) inside a user namespace whose maps are written; no-op for ids that are not mapped."""
+
+    def describe(self) -> str:
+        return "become root of the user namespace"
+
+
+class SessionKeyring(NamedTuple):
+    """keyctl(JOIN_SESSION_KEYRING, name), with ``label`` as its SELinux keycreate label; ENOSYS and EDQUOT tolerated as runc does."""
+
+    name: str
+    label: str
+
+    def describe(self) -> str:
+        return f"new session keyring {self.name}"
+
+
+class LoopbackUp(NamedTuple):
+    """Bring ``lo`` up in a new network namespace."""
+
+    def describe(self) -> str:
+        return "bring up lo"
+
+
+class PrepareRoot(NamedTuple):
+    """Set the propagation of / (MS_* flags), make the mount that holds rootfs private if it is shared, bind rootfs on itself.
+
+    ``slot`` is "" or the slot of a detached tree to attach instead of binding ``rootfs``. Opens the root descriptor that every
+    later operation resolves paths in (openat2, RESOLVE_IN_ROOT).
+    """
+
+    rootfs: str
+    propagation: int
+    slot: str
+
+    def describe(self) -> str:
+        return f"prepare rootfs {self.rootfs}"
+
+
+class Mount(NamedTuple):
+    """A new file system instance: fsopen, fsconfig per ``data`` item, fsmount with ``attr``, move_mount onto ``target``.
+
+    ``data`` are superblock options as given ("size=65536k", "ro", "mode=755"); ``attr.propagation`` etc. are applied to the mount; ``more``
+    are further mount_setattr calls in order. ``copy_up``: tmpcopyup. ``readonly_later``: mounted read-write now,
+    ``label``: SELinux context= for file systems that take one, else "".
+    """
+
+    target: str
+    fstype: str
+    source: str
+    data: tuple[str, ...]
+    attr: MountAttr
+    more: tuple[MountAttr, ...]
+    copy_up: bool
+    label: str
+
+    def describe(self) -> str:
+        options = ",".join(self.data)
+        return f"mount {self.fstype} on {self.target}" + (f" ({options})" if options else "")
+
+
+class Bind(NamedTuple):
+    """open_tree(OPEN_TREE_CLONE) of ``source`` (a host path, or the slot of a tree), mount_setattr calls, move_mount onto ``target``.
+
+    The mount point is made (directory 0755 or file 0644, like the source) when it is missing. ``remount`` tells that the
+    options ask for flags: then flags not listed are cleared as MS_REMOUNT|MS_BIND does, with a retry that keeps the source's locked
+    flags on EPERM, unless they are in ``explicit_clear``.
+    """
+
+    target: str
+    source: str
+    slot: str
+    recursive: bool
+    remount: bool
+    attr: MountAttr
+    explicit_clear: int
+    more: tuple[MountAttr, ...]
+
+    def describe(self) -> str:
+        return f"bind {self.source} on {self.target}" + (" recursively" if self.recursive else "")
+
+
+class MountCgroup1(NamedTuple):
+    """The v1 or hybrid view of /sys/fs/cgroup: tmpfs, one mount or bind per hierarchy, symlinks for co-mounted names.
+
+    ``hierarchies``: (directory name, mount options "cpu,cpuacct" or "name=systemd", bind source path or "" with a cgroup namespace).
+    """
+
+    target: str
+    hierarchies: tuple[tuple[str, str, str], ...]
+    links: tuple[tuple[str, str], ...]
+    unified: bool
+    attr: MountAttr
+    readonly: bool
+
+    def describe(self) -> str:
+        return f"mount cgroup v1 hierarchies on {self.target}"
+
+
+class MountCgroup2(NamedTuple):
+    """cgroup2 on ``target``; on EPERM or EBUSY bind ``fallback`` (the container's own cgroup); ENOENT: an empty read-only directory."""
+
+    target: str
+    fallback: str
+    attr: MountAttr
+    readonly: bool
+
+    def describe(self) -> str:
+        return f"mount cgroup2 on {self.target}"
+
+
+class MakeDevice(NamedTuple):
+    """mknod in the rootfs (kind "c", "b" or "p"), chmod, chown; an identical node is kept, any other is an error.
+
+    EPERM, or ``bind``: bind-mount the host's node of the same path instead.
+    """
+
+    path: str
+    kind: str
+    major: int
+    minor: int
+    mode: int
+    uid: int
+    gid: int
+    bind: bool
+
+    def describe(self) -> str:
+        return f"make device {self.path} {self.kind} {self.major}:{self.minor} {self.mode:04o}"
+
+
+class Symlink(NamedTuple):
+    """A symbolic link in /dev, made relative to the root descriptor with no link in the parent followed; existing names are kept
+    unless ``replace``. With ``only_if`` the link is made only when that host path exists.
+    """
+
+    path: str
+    target: str
+    replace: bool
+    only_if: str
+
+    def describe(self) -> str:
+        return f"link {self.path} -> {self.target}"
+
+
+class HookSpec(NamedTuple):
+    """One OCI hook: absolute path, argv, environment ("K=V"), timeout in seconds or 0."""
+
+    path: str
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+    timeout: int
+
+
+class RunHooks(NamedTuple):
+    """createContainer or startContainer hooks, run by init itself; ``state`` is the state JSON with pid 0, which init fills in."""
+
+    kind: str
+    hooks: tuple[HookSpec, ...]
+    state: str
+
+    def describe(self) -> str:
+        return f"run {len(self.hooks)} {self.kind} hook(s)"
+
+
+class PivotRoot(NamedTuple):
+    """Enter the rootfs: pivot_root(".", "."), with method "pivot"; "move" is MS_MOVE with chroot (no_pivot_root); "chroot" is chroot alone."""
+
+    method: str
+
+    def describe(self) -> str:
+        return f"enter the rootfs by {self.method}"
+
+
+class SetPropagation(NamedTuple):
+    """Propagation of / after the pivot (rootfsPropagation shared or unbindable), an MS_* mask."""
+
+    flags: int
+
+    def describe(self) -> str:
+        return f"set propagation of / to {self.flags:#x}"
+
+
+class Terminal(NamedTuple):
+    """A pty of the container's devpts as controlling terminal and fds 0-2; /dev/console when ``console_device``.
+
+    The master goes to the ``console`` slot when there is one, else over ``control``. Size 0x0: not set.
+    """
+
+    uid: int
+    rows: int
+    columns: int
+    console_device: bool
+
+    def describe(self) -> str:
+        return f"open a terminal {self.rows}x{self.columns}"
+
+
+class Stdio(NamedTuple):
+    """Slots stdin, stdout, stderr become fds 0-2, owned by ``uid`` (fchown; not /dev/null). A missing slot is /dev/null of the container."""
+
+    uid: int
+
+    def describe(self) -> str:
+        return "set up stdio"
+
+
+class FinalizeReadonly(NamedTuple):
+    """Read-only at the end: mount ``target`` ("/" for root.readonly) keeps its other flags."""
+
+    target: str
+
+    def describe(self) -> str:
+        return f"make {self.target} read-only"
+
+
+class Hostname(NamedTuple):
+    name: str
+
+    def describe(self) -> str:
+        return f"set hostname {self.name}"
+
+
+class Domainname(NamedTuple):
+    name: str
+
+    def describe(self) -> str:
+        return f"set domainname {self.name}"
+
+
+class Sysctl(NamedTuple):
+    """Write through the verified procfs; ``key`` with slashes, relative to /proc/sys."""
+
+    key: str
+    value: str
+
+    def describe(self) -> str:
+        return f"set sysctl {self.key} = {self.value}"
+
+
+class ReadonlyPath(NamedTuple):
+    """Bind onto itself recursively and remount read-only keeping flags; a missing path is ignored."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"make {self.path} read-only"
+
+
+class MaskPaths(NamedTuple):
+    """Hide files under the verified /dev/null (1:3) and directories under one shared empty read-only tmpfs; missing paths are ignored."""
+
+    paths: tuple[str, ...]
+    label: str
+
+    def describe(self) -> str:
+        return f"mask {len(self.paths)} path(s)"
+
+
+class AppArmor(NamedTuple):
+    """Write ``exec <profile>`` to attr/apparmor/exec (fall-back attr/exec) through the verified procfs."""
+
+    profile: str
+
+    def describe(self) -> str:
+        return f"AppArmor profile {self.profile}"
+
+
+class SelinuxExec(NamedTuple):
+    label: str
+
+    def describe(self) -> str:
+        return f"SELinux label {self.label}"
+
+
+class NoNewPrivileges(NamedTuple):
+    def describe(self) -> str:
+        return "set no_new_privs"
+
+
+class Scheduler(NamedTuple):
+    """sched_setattr(2)."""
+
+    policy: int
+    nice: int
+    priority: int
+    flags: int
+    runtime: int
+    deadline: int
+    period: int
+
+    def describe(self) -> str:
+        return f"scheduler policy {self.policy} nice {self.nice} priority {self.priority}"
+
+
+class IoPriority(NamedTuple):
+    """ioprio_set(2), class 1..3 and data 0..7."""
+
+    io_class: int
+    data: int
+
+    def describe(self) -> str:
+        return f"I/O priority class {self.io_class} data {self.data}"
+
+
+class Personality(NamedTuple):
+    domain: int
+
+    def describe(self) -> str:
+        return f"personality {self.domain:#x}"
+
+
+class CpuAffinity(NamedTuple):
+    """sched_setaffinity(2) of this process; () widens to every CPU."""
+
+    cpus: tuple[int, ...]
+
+    def describe(self) -> str:
+        return "CPUs " + (",".join(map(str, self.cpus)) or "all")
+
+
+class OomScoreAdj(NamedTuple):
+    """Write /proc/self/oom_score_adj before anything else can fail; EACCES tolerated when ``tolerate``."""
+
+    value: int
+    tolerate: bool
+
+    def describe(self) -> str:
+        return f"oom_score_adj {self.value}"
+
+
+class Umask(NamedTuple):
+    mask: int
+
+    def describe(self) -> str:
+        return f"umask {self.mask:04o}"
+
+
+class Seccomp(NamedTuple):
+    """seccomp(SECCOMP_SET_MODE_FILTER) with SECCOMP_FILTER_FLAG_* and a classic BPF program (struct sock_filter array)."""
+
+    flags: int
+    program: bytes
+
+    def describe(self) -> str:
+        return f"load seccomp filter ({len(self.program) // 8} instructions)"
+
+
+class BoundingSet(NamedTuple):
+    """Drop every capability of the kernel that is not in ``keep`` (a mask)."""
+
+    keep: int
+
+    def describe(self) -> str:
+        return f"bounding capabilities {self.keep:#x}"
+
+
+class User(NamedTuple):
+    """setgroups, setresgid, setresuid with PR_SET_KEEPCAPS when ``keep_caps``; ``groups`` None leaves them (setgroups denied)."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] | None
+    keep_caps: bool
+
+    def describe(self) -> str:
+        return f"become {self.uid}:{self.gid}"
+
+
+class Capabilities(NamedTuple):
+    """capset(2), then ambient; masks. Ambient failures are warnings."""
+
+    effective: int
+    permitted: int
+    inheritable: int
+    ambient: int
+
+    def describe(self) -> str:
+        return f"capabilities {self.effective:#x}"
+
+
+class Chdir(NamedTuple):
+    """chdir to the cwd (made 0755 when missing and ``create``), verified to be inside the root; ``late`` runs after User: only when
+    the first attempt failed with EACCES or EPERM.
+    """
+
+    path: str
+    create: bool
+    late: bool
+
+    def describe(self) -> str:
+        return f"chdir {self.path}" + (" (again, as the user)" if self.late else "")
+
+
+class HomeEnv(NamedTuple):
+    """HOME of ``uid`` from the container's /etc/passwd (bounded read), else "/", when the environment has none or an empty one."""
+
+    uid: int
+
+    def describe(self) -> str:
+        return f"find HOME of {self.uid}"
+
+
+class FindProgram(NamedTuple):
+    """Resolve args[0] along the container's PATH, relative to cwd when it has a slash; errors in runc's words."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"find program {self.args[0]}"
+
+
+class WaitStart(NamedTuple):
+    """Report "created", close ``control``, wait in accept() on slot ``start``; see shimd.init.handshake."""
+
+    def describe(self) -> str:
+        return "wait for start"
+
+
+class CloseFds(NamedTuple):
+    """close_range from 3 + ``keep`` on is close-on-exec; preserve.N slots are moved to 3..2+keep."""
+
+    keep: int
+
+    def describe(self) -> str:
+        return "close other descriptors"
+
+
+class ResetSignals(NamedTuple):
+    """Every disposition to default, the mask emptied, the parent-death signal as given (0: none)."""
+
+    death_signal: int
+
+    def describe(self) -> str:
+        return "reset signals"
+
+
+class Execute(NamedTuple):
+    """execve(2) of the program that FindProgram resolved; the last operation."""
+
+    def describe(self) -> str:
+        return "execute the program"
+
+
+Op = (
+    Sync | JoinCgroup | Setns | Unshare | TimeOffsets | BecomeRoot | SessionKeyring | LoopbackUp | PrepareRoot | Mount | Bind | MountCgroup1
+    | MountCgroup2 | MakeDevice | Symlink | RunHooks | PivotRoot | SetPropagation | Terminal | Stdio | FinalizeReadonly | Hostname
+    | Domainname | Sysctl | ReadonlyPath | MaskPaths | AppArmor | SelinuxExec | NoNewPrivileges | Scheduler | IoPriority | Personality
+    | CpuAffinity | OomScoreAdj | Umask | Seccomp | BoundingSet | User | Capabilities | Chdir | HomeEnv | FindProgram | WaitStart | CloseFds
+    | ResetSignals | Execute
+)  # fmt: skip
+
+
+class Step(NamedTuple):
+    """An operation and the config.json field that asked for it."""
+
+    op: Op
+    origin: Origin
+
+
+class IdMap(NamedTuple):
+    container: int
+    host: int
+    size: int
+
+
+class Rlimit(NamedTuple):
+    """prlimit(2) set by the runtime at "ready": resource number, soft, hard (RLIM_INFINITY is 2**64-1)."""
+
+    resource: int
+    soft: int
+    hard: int
+
+
+class TreeSource(NamedTuple):
+    """A mount tree that the runtime opens (open_tree, OPEN_TREE_CLONE) and passes as ``slot``."""
+
+    slot: str
+    path: str
+    recursive: bool
+
+
+class NamespaceFile(NamedTuple):
+    """A namespace to join by path: the runtime opens and verifies it (CLONE_NEW* type) and passes it as ``slot``."""
+
+    slot: str
+    path: str
+    type: int
+
+
+class Plan(NamedTuple):
+    """What a launch does. ``clone`` are CLONE_NEW* flags of the new process itself; ``stage`` runs in an intermediate process before the
+    clone (joining pid, time and user namespaces that only children enter), empty for the usual container.
+
+    The runtime, not init, does: ``trees``, ``namespaces`` (open), ``uid_map`` and ``gid_map`` (at "maps"), ``hooks_prestart`` (prestart, then
+    createRuntime, at "hooks"), ``rlimits`` (prlimit at "ready"), cgroups (shimd.cgroups).
+    """
+
+    clone: int
+    stage: tuple[Step, ...]
+    steps: tuple[Step, ...]
+    namespaces: tuple[NamespaceFile, ...]
+    trees: tuple[TreeSource, ...]
+    uid_map: tuple[IdMap, ...]
+    gid_map: tuple[IdMap, ...]
+    deny_setgroups: bool
+    rlimits: tuple[Rlimit, ...]
+    hooks_prestart: tuple[HookSpec, ...]
+    warnings: tuple[str, ...]
