@@ -1,14 +1,16 @@
 """The operations of a plan: small frozen records, each one thing that the new process does.
 
 A plan is compiled once (``shimd.plan.compile``), printed by ``describe()``, sent as bytes (``shimd.plan.wire``) and
-executed in order by ``shimd.init.execute``. Records hold only str, int, bytes, bool, None and tuples of these, so that any of
-``json`` and ``marshal`` can carry them. Descriptors are never numbers in a record but *slots*: names that the launcher binds.
+executed in order by ``shimd.init.execute``. Records hold only str, int, bytes, bool, None and tuples of these, so that
+any of ``json`` and ``marshal`` can carry them. Descriptors are never numbers in a record but *slots*: names that the
+launcher binds.
 
-Slots used: ``stdin`` ``stdout`` ``stderr`` (the process's stdio when there is no terminal), ``control`` (SOCK_SEQPACKET to the runtime, see
-``shimd.init.handshake``), ``start`` (listening unix socket that ``start`` connects to), ``console`` (unix stream socket of
---console-socket, absent: the pty master goes over ``control``), ``cgroup.N`` (a cgroup.procs file open for writing), ``ns.N`` (nsfs files), ``init``
-(pidfd of the container's init, for exec), ``rootfs`` and ``mount.N`` (detached mount trees opened by the runtime, for user namespaces),
-``preserve.N`` (passed to the program as descriptor 3+N).
+Slots used: ``stdin`` ``stdout`` ``stderr`` (the process's stdio when there is no terminal), ``control`` (SOCK_SEQPACKET
+to the runtime, see ``shimd.init.handshake``), ``start`` (listening unix socket that ``start`` connects to), ``console``
+(unix stream socket of --console-socket, absent: the pty master goes over ``control``), ``cgroup.N`` (a cgroup.procs
+file open for writing), ``ns.N`` (nsfs files), ``init`` (pidfd of the container's init, for exec), ``rootfs`` and
+``mount.N`` (detached mount trees opened by the runtime, for user namespaces), ``preserve.N`` (passed to the program as
+descriptor 3+N).
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class Unshare(NamedTuple):
 
 
 class TimeOffsets(NamedTuple):
-    """Write /proc/self/timens_offsets (stage only: between unshare(CLONE_NEWTIME) and the clone): (clock, secs, nanosecs)."""
+    """Write /proc/self/timens_offsets (stage only, between unshare and the clone): (clock, secs, nanosecs)."""
 
     offsets: tuple[tuple[str, int, int], ...]
 
@@ -81,7 +83,7 @@ class BecomeRoot(NamedTuple):
 
 
 class SessionKeyring(NamedTuple):
-    """keyctl(JOIN_SESSION_KEYRING, name), with ``label`` as its SELinux keycreate label; ENOSYS and EDQUOT tolerated as runc does."""
+    """keyctl(JOIN_SESSION_KEYRING, name), ``label`` as its SELinux keycreate label; ENOSYS and EDQUOT are tolerated."""
 
     name: str
     label: str
@@ -98,10 +100,10 @@ class LoopbackUp(NamedTuple):
 
 
 class PrepareRoot(NamedTuple):
-    """Set the propagation of / (MS_* flags), make the mount that holds rootfs private if it is shared, bind rootfs on itself.
+    """Set the propagation of / (MS_* flags), make the mount that holds rootfs private, bind rootfs on itself.
 
-    ``slot`` is "" or the slot of a detached tree to attach instead of binding ``rootfs``. Opens the root descriptor that every
-    later operation resolves paths in (openat2, RESOLVE_IN_ROOT).
+    ``slot`` is "" or the slot of a detached tree to attach instead of binding ``rootfs``. Opens the root descriptor
+    that every later operation resolves paths in (openat2, RESOLVE_IN_ROOT).
     """
 
     rootfs: str
@@ -113,11 +115,11 @@ class PrepareRoot(NamedTuple):
 
 
 class Mount(NamedTuple):
-    """A new file system instance: fsopen, fsconfig per ``data`` item, fsmount with ``attr``, move_mount onto ``target``.
+    """A new file system instance: fsopen, fsconfig per ``data`` item, fsmount, move_mount onto ``target``.
 
-    ``data`` are superblock options as given ("size=65536k", "ro", "mode=755"); ``attr.propagation`` etc. are applied to the mount; ``more``
-    are further mount_setattr calls in order. ``copy_up``: tmpcopyup. ``readonly_later``: mounted read-write now,
-    ``label``: SELinux context= for file systems that take one, else "".
+    ``data`` are superblock options as given ("size=65536k", "ro", "mode=755"); ``attr.propagation`` etc. are applied to
+    the mount; ``more`` are further mount_setattr calls in order. ``copy_up``: tmpcopyup. ``readonly_later``: mounted
+    read-write now, ``label``: SELinux context= for file systems that take one, else "".
     """
 
     target: str
@@ -135,11 +137,11 @@ class Mount(NamedTuple):
 
 
 class Bind(NamedTuple):
-    """open_tree(OPEN_TREE_CLONE) of ``source`` (a host path, or the slot of a tree), mount_setattr calls, move_mount onto ``target``.
+    """open_tree(OPEN_TREE_CLONE) of ``source`` (or the tree in ``slot``), mount_setattr, move_mount onto ``target``.
 
-    The mount point is made (directory 0755 or file 0644, like the source) when it is missing. ``remount`` tells that the
-    options ask for flags: then flags not listed are cleared as MS_REMOUNT|MS_BIND does, with a retry that keeps the source's locked
-    flags on EPERM, unless they are in ``explicit_clear``.
+    The mount point is made (directory 0755 or file 0644, like the source) when it is missing. ``remount`` tells that
+    the options ask for flags: then flags not listed are cleared as MS_REMOUNT|MS_BIND does, with a retry that keeps the
+    source's locked flags on EPERM, unless they are in ``explicit_clear``.
     """
 
     target: str
@@ -158,7 +160,8 @@ class Bind(NamedTuple):
 class MountCgroup1(NamedTuple):
     """The v1 or hybrid view of /sys/fs/cgroup: tmpfs, one mount or bind per hierarchy, symlinks for co-mounted names.
 
-    ``hierarchies``: (directory name, mount options "cpu,cpuacct" or "name=systemd", bind source path or "" with a cgroup namespace).
+    ``hierarchies``: (directory name, mount options "cpu,cpuacct" or "name=systemd", bind source path or "" with a
+    cgroup namespace).
     """
 
     target: str
@@ -173,7 +176,10 @@ class MountCgroup1(NamedTuple):
 
 
 class MountCgroup2(NamedTuple):
-    """cgroup2 on ``target``; on EPERM or EBUSY bind ``fallback`` (the container's own cgroup); ENOENT: an empty read-only directory."""
+    """cgroup2 on ``target``; on EPERM or EBUSY bind ``fallback`` (the container's own cgroup).
+
+    When even that is missing (ENOENT, rootless), an empty read-only directory hides the host's tree.
+    """
 
     target: str
     fallback: str
@@ -204,8 +210,9 @@ class MakeDevice(NamedTuple):
 
 
 class Symlink(NamedTuple):
-    """A symbolic link in /dev, made relative to the root descriptor with no link in the parent followed; existing names are kept
-    unless ``replace``. With ``only_if`` the link is made only when that host path exists.
+    """A symbolic link in /dev, made relative to the root descriptor with no link in the parent followed.
+
+    Existing names are kept unless ``replace``. With ``only_if`` the link is made only when that host path exists.
     """
 
     path: str
@@ -227,7 +234,7 @@ class HookSpec(NamedTuple):
 
 
 class RunHooks(NamedTuple):
-    """createContainer or startContainer hooks, run by init itself; ``state`` is the state JSON with pid 0, which init fills in."""
+    """createContainer or startContainer hooks, run by init; ``state`` is the state JSON with pid 0, filled in there."""
 
     kind: str
     hooks: tuple[HookSpec, ...]
@@ -238,7 +245,7 @@ class RunHooks(NamedTuple):
 
 
 class PivotRoot(NamedTuple):
-    """Enter the rootfs: pivot_root(".", "."), with method "pivot"; "move" is MS_MOVE with chroot (no_pivot_root); "chroot" is chroot alone."""
+    """Enter the rootfs; ``method``: "pivot" (pivot_root(".", ".")), "move" (MS_MOVE and chroot) or "chroot" alone."""
 
     method: str
 
@@ -271,7 +278,10 @@ class Terminal(NamedTuple):
 
 
 class Stdio(NamedTuple):
-    """Slots stdin, stdout, stderr become fds 0-2, owned by ``uid`` (fchown; not /dev/null). A missing slot is /dev/null of the container."""
+    """Slots stdin, stdout, stderr become fds 0-2, owned by ``uid`` (fchown; not /dev/null).
+
+    A missing slot is /dev/null of the container.
+    """
 
     uid: int
 
@@ -322,7 +332,10 @@ class ReadonlyPath(NamedTuple):
 
 
 class MaskPaths(NamedTuple):
-    """Hide files under the verified /dev/null (1:3) and directories under one shared empty read-only tmpfs; missing paths are ignored."""
+    """Hide files under the verified /dev/null (1:3), directories under one shared empty read-only tmpfs.
+
+    Missing paths are ignored.
+    """
 
     paths: tuple[str, ...]
     label: str
@@ -411,7 +424,7 @@ class Umask(NamedTuple):
 
 
 class Seccomp(NamedTuple):
-    """seccomp(SECCOMP_SET_MODE_FILTER) with SECCOMP_FILTER_FLAG_* and a classic BPF program (struct sock_filter array)."""
+    """seccomp(SECCOMP_SET_MODE_FILTER) with SECCOMP_FILTER_FLAG_* and a classic BPF program (sock_filter array)."""
 
     flags: int
     program: bytes
@@ -430,7 +443,10 @@ class BoundingSet(NamedTuple):
 
 
 class User(NamedTuple):
-    """setgroups, setresgid, setresuid with PR_SET_KEEPCAPS when ``keep_caps``; ``groups`` None leaves them (setgroups denied)."""
+    """setgroups, setresgid, setresuid, with PR_SET_KEEPCAPS when ``keep_caps``.
+
+    ``groups`` None leaves the groups alone (setgroups is denied in the user namespace).
+    """
 
     uid: int
     gid: int
@@ -454,8 +470,8 @@ class Capabilities(NamedTuple):
 
 
 class Chdir(NamedTuple):
-    """chdir to the cwd (made 0755 when missing and ``create``), verified to be inside the root; ``late`` runs after User: only when
-    the first attempt failed with EACCES or EPERM.
+    """chdir to the cwd (made 0755 when missing and ``create``), verified to be inside the root; ``late`` runs after
+    User: only when the first attempt failed with EACCES or EPERM.
     """
 
     path: str
@@ -467,7 +483,7 @@ class Chdir(NamedTuple):
 
 
 class HomeEnv(NamedTuple):
-    """HOME of ``uid`` from the container's /etc/passwd (bounded read), else "/", when the environment has none or an empty one."""
+    """HOME of ``uid`` from the container's /etc/passwd (bounded read), else "/", unless the environment has one."""
 
     uid: int
 
@@ -518,10 +534,11 @@ class Execute(NamedTuple):
 
 
 Op = (
-    Sync | JoinCgroup | Setns | Unshare | TimeOffsets | BecomeRoot | SessionKeyring | LoopbackUp | PrepareRoot | Mount | Bind | MountCgroup1
-    | MountCgroup2 | MakeDevice | Symlink | RunHooks | PivotRoot | SetPropagation | Terminal | Stdio | FinalizeReadonly | Hostname
-    | Domainname | Sysctl | ReadonlyPath | MaskPaths | AppArmor | SelinuxExec | NoNewPrivileges | Scheduler | IoPriority | Personality
-    | CpuAffinity | OomScoreAdj | Umask | Seccomp | BoundingSet | User | Capabilities | Chdir | HomeEnv | FindProgram | WaitStart | CloseFds
+    Sync | JoinCgroup | Setns | Unshare | TimeOffsets | BecomeRoot | SessionKeyring | LoopbackUp | PrepareRoot
+    | Mount | Bind | MountCgroup1 | MountCgroup2 | MakeDevice | Symlink | RunHooks | PivotRoot | SetPropagation
+    | Terminal | Stdio | FinalizeReadonly | Hostname | Domainname | Sysctl | ReadonlyPath | MaskPaths | AppArmor
+    | SelinuxExec | NoNewPrivileges | Scheduler | IoPriority | Personality | CpuAffinity | OomScoreAdj | Umask
+    | Seccomp | BoundingSet | User | Capabilities | Chdir | HomeEnv | FindProgram | WaitStart | CloseFds
     | ResetSignals | Execute
 )  # fmt: skip
 
@@ -564,11 +581,13 @@ class NamespaceFile(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a launch does. ``clone`` are CLONE_NEW* flags of the new process itself; ``stage`` runs in an intermediate process before the
-    clone (joining pid, time and user namespaces that only children enter), empty for the usual container.
+    """What a launch does. ``clone`` are CLONE_NEW* flags of the new process itself; ``stage`` runs in an intermediate
+    process before the clone (joining pid, time and user namespaces that only children enter), empty for the usual
+    container.
 
-    The runtime, not init, does: ``trees``, ``namespaces`` (open), ``uid_map`` and ``gid_map`` (at "maps"), ``hooks_prestart`` (prestart, then
-    createRuntime, at "hooks"), ``rlimits`` (prlimit at "ready"), cgroups (shimd.cgroups).
+    The runtime, not init, does: ``trees``, ``namespaces`` (open), ``uid_map`` and ``gid_map`` (at "maps"),
+    ``hooks_prestart`` (prestart, then createRuntime, at "hooks"), ``rlimits`` (prlimit at "ready"), cgroups
+    (shimd.cgroups).
     """
 
     clone: int
