@@ -1,9 +1,101 @@
-PYTHON ?= .venv/bin/python
-BIN = $(dir $(PYTHON))
+# Everything that a developer does with shimd; `make` alone lists it. Nothing has to be prepared: what a target
+# needs from Debian or from PyPI it installs itself, once (Debian packages as root only; otherwise it names them).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Debian's own interpreter, whatever else comes first in PATH: the keeper clones it, and its libraries are patched by apt.
+BASE_PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON := $(BIN)/python
+READY := $(VENV)/.ready
+
+# Debian packages by purpose; NAME=PROOF as tools/need-packages takes it.
+RUN_PACKAGES := python3-venv=/usr/share/doc/python3-venv libseccomp2 busybox-static=busybox
+TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc shellcheck=shellcheck util-linux=unshare \
+	golang-github-containers-common=/usr/share/containers/seccomp.json
+BENCH_PACKAGES := $(RUN_PACKAGES) runc=runc crun=crun
+LAB_PACKAGES := $(TEST_PACKAGES) user-mode-linux=linux.uml dbus=dbus-daemon apparmor=apparmor_parser iproute2=ip
+
+PYTEST := $(PYTHON) -m pytest
+ROOT_TESTS := tests/kernel tests/container tests/daemon
+
+.PHONY: help
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+# --- To use it ---
+
+.PHONY: venv
+venv: $(READY) ## Make the Python environment in .venv
+
+$(READY): pyproject.toml
+	@tools/need-packages $(RUN_PACKAGES)
+	@"$(BASE_PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shimd needs Python 3.11 or newer")'
+	@echo "making $(VENV) with $$("$(BASE_PYTHON)" --version)"
+	@"$(BASE_PYTHON)" -m venv "$(VENV)"
+	@# compat: one line in a .pth file instead of an import hook in every start of the interpreter
+	@"$(PYTHON)" -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e '.[dev]'
+	@touch "$@"
+
+.PHONY: demo
+demo: venv ## Show it: a daemon, a container, an exec, the plan and the timing; cleans up
+	@VENV="$(VENV)" deploy/demo.sh
+
+# --- Tests ---
+
+.PHONY: test
+test: venv ## All tests that run on this machine, with all linters (those that need root are skipped without it)
+	@tools/need-packages $(TEST_PACKAGES)
+	@tools/side-by-side '$(PYTEST) --slow' '$(PYTEST) --slow $(ROOT_TESTS)'
+
+.PHONY: test-unit
+test-unit: venv ## Tests without privileges, and the linters: quick and safe
+	@$(PYTEST)
+
+.PHONY: test-root
+test-root: venv ## Tests that make real containers: needs root
+	@tools/need-packages $(TEST_PACKAGES)
+	@[[ $$(id -u) == 0 ]] || { echo 'make test-root: needs root, for namespaces, mounts and cgroups' >&2; exit 1; }
+	@$(PYTEST) $(ROOT_TESTS)
+
+.PHONY: test-lab
+test-lab: venv ## Tests in a small virtual machine with cgroup v2 and its controllers (slow)
+	@tools/need-packages $(LAB_PACKAGES)
+	@tests/lab/vm --timeout 1800 -- $(PYTEST) -m lab $(ROOT_TESTS)
+
+.PHONY: lint
+lint: venv ## Linters, formatter and type checker: what tests/repo runs of them
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(MAKE) --no-print-directory types
+
+.PHONY: types
+types: venv ## The type checker
+	@$(BIN)/mypy
+
+# --- Generated code ---
+
+# Where the generated modules go; the test for drift writes them elsewhere and compares.
+OUT ?= .
 PROTOC = $(PYTHON) -m grpc_tools.protoc -I protos
 SERVICES = protos/shimd/api/containerd/task_v2.proto protos/shimd/api/containerd/task_v3.proto protos/shimd/api/v1/runtime.proto
 
 .PHONY: protos
-protos: ## Write shimd/api/ from protos/
-	$(PROTOC) --python_out=. --plugin=protoc-gen-mypy=$(BIN)protoc-gen-mypy --mypy_out=quiet:. protos/shimd/api/*/*.proto
-	$(PROTOC) --grpc_python_out=. --plugin=protoc-gen-mypy_grpc=$(BIN)protoc-gen-mypy_grpc --mypy_grpc_out=quiet:. $(SERVICES)
+protos: venv ## Write shimd/api/ from protos/
+	@$(PROTOC) --python_out=$(OUT) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --mypy_out=quiet:$(OUT) protos/shimd/api/*/*.proto
+	@$(PROTOC) --grpc_python_out=$(OUT) --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=quiet:$(OUT) $(SERVICES)
+
+# --- Measure, tidy ---
+
+.PHONY: bench
+bench: venv ## Measure against Debian's runc and crun; writes bench/results.json and a table (needs root)
+	@tools/need-packages $(BENCH_PACKAGES)
+	@$(PYTHON) -m bench.run
+
+.PHONY: clean
+clean: ## Remove what the targets made, the environment too
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results.json
+	find . -name __pycache__ -prune -exec rm -rf {} +
