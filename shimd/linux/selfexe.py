@@ -1,0 +1,89 @@
+"""Executables that a container cannot write to through /proc/<pid>/exe (CVE-2019-5736).
+
+A container can make the runtime run itself inside (entry point /proc/self/exe) and then open the link for writing from
+another process. So the runtime runs from something that nobody can write: a detached overlay whose only layers are
+lower ones (no copying; nothing can turn such a superblock writable, unlike a read-only bind mount), or else a copy in
+a sealed memfd.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from shimd.linux.memfd import create, is_sealed, seal
+from shimd.linux.mount import (
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    OVERLAYFS_SUPER_MAGIC,
+    fsconfig_create,
+    fsconfig_string,
+    fsmount,
+    fsopen,
+    mount_id,
+    statfs_type,
+)
+from shimd.linux.proc import mountinfo
+
+_CHUNK = 1 << 20
+
+
+def protected_executable(path: str) -> int:
+    """A close-on-exec descriptor of a safe copy of the program, to execve through; argv[0] stays the caller's business."""
+    try:
+        return read_only_clone(path)
+    except OSError:  # no CAP_SYS_ADMIN, no overlayfs, or a layer that overlayfs does not take
+        return sealed_copy(path)
+
+
+def read_only_clone(path: str) -> int:
+    """O_PATH would do for execve, but a reader keeps the mount alive the same way and can be checked."""
+    real = os.path.realpath(path)
+    directory, name = os.path.split(real)
+    if any(character in directory for character in ":,\\"):
+        raise OSError(errno.EINVAL, "overlayfs cannot name this directory", directory)
+    context = fsopen("overlay")
+    try:
+        # Two lower layers and no upper one: an overlay that has nowhere to write to. The second adds no names that
+        # matter.
+        fsconfig_string(context, "lowerdir", f"{directory}:/sys")
+        fsconfig_create(context)
+        tree = fsmount(context, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
+    finally:
+        os.close(context)
+    try:
+        return os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=tree)
+    finally:
+        os.close(tree)
+
+
+def sealed_copy(path: str) -> int:
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        target = create(f"shimd:{os.path.basename(path)}", executable=True)
+        try:
+            os.fchmod(target, 0o755)
+            while os.sendfile(target, source, None, _CHUNK):
+                pass
+            seal(target)
+        except BaseException:
+            os.close(target)
+            raise
+    finally:
+        os.close(source)
+    return target
+
+
+def is_protected(path: str = "/proc/self/exe") -> bool:
+    """Whether the program is a sealed memfd or on an overlay that no mount namespace of ours shows."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if is_sealed(fd):
+            return True
+        if statfs_type(fd) != OVERLAYFS_SUPER_MAGIC or not os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+            return False
+        own = mount_id(fd)
+        return all(entry.mount_id != own for entry in mountinfo())
+    finally:
+        os.close(fd)
