@@ -3,10 +3,11 @@
 Names are the specification's in snake_case (``class`` is ``class_``). Shapes, the same everywhere:
 
 - an optional scalar that is absent, null, or an empty string is None; a boolean without a "not given" meaning is False;
-- a list is a tuple, a map a Mapping that nobody changes; absent is empty. Where an empty list means something else than an absent
-  one (``Seccomp.flags``, ``Process.capabilities``) absent is None;
-- an object whose absence means the same as its being empty is always there (``spec.linux.resources.memory.limit`` needs no guard);
-- ids are 0 … 2^32-2, limits are as wide as in the specification's Go types, times are in the specification's units.
+- a list is a tuple, a map a read-only mapping (``dict(…)`` before it goes to ``json``); absent is empty. Where an empty
+  one means something else than an absent one (``Seccomp.flags``, ``Process.capabilities``) absent is None;
+- an object whose absence means the same as its being empty is always there: ``spec.linux.resources.memory.limit``
+  needs no guard;
+- ids are 0 … 2^32-2, limits as wide as the specification's Go types, times in the specification's units.
 
 Records are shared between containers through the reader's cache: never put anything mutable of your own into one.
 """
@@ -14,9 +15,12 @@ Records are shared between containers through the reader's cache: never put anyt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 Pairs = Mapping[str, str]
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Root(NamedTuple):
@@ -236,8 +240,8 @@ class Resources(NamedTuple):
     block_io: BlockIo = BlockIo()
     hugepage_limits: tuple[HugepageLimit, ...] = ()
     network: Network = Network()
-    rdma: Mapping[str, Rdma] = {}
-    unified: Pairs = {}
+    rdma: Mapping[str, Rdma] = NOTHING
+    unified: Pairs = NOTHING
 
 
 # ---- linux -----------------------------------------------------------------------------------------------------------
@@ -327,12 +331,12 @@ class Linux(NamedTuple):
 
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
-    sysctl: Pairs = {}
+    sysctl: Pairs = NOTHING
     resources: Resources = Resources()
     cgroups_path: str | None = None
     namespaces: tuple[Namespace, ...] = ()
     devices: tuple[Device, ...] = ()
-    net_devices: Mapping[str, NetDevice] = {}
+    net_devices: Mapping[str, NetDevice] = NOTHING
     seccomp: Seccomp | None = None
     rootfs_propagation: str | None = None
     masked_paths: tuple[str, ...] = ()
@@ -341,7 +345,7 @@ class Linux(NamedTuple):
     intel_rdt: IntelRdt | None = None
     memory_policy: MemoryPolicy | None = None
     personality: Personality | None = None
-    time_offsets: Mapping[str, TimeOffset] = {}
+    time_offsets: Mapping[str, TimeOffset] = NOTHING
 
     def namespace(self, kind: str) -> Namespace | None:
         """The entry for a namespace type; None: the container shares the runtime's."""
@@ -361,5 +365,5 @@ class Spec(NamedTuple):
     domainname: str | None = None
     mounts: tuple[Mount, ...] = ()
     hooks: Hooks = Hooks()
-    annotations: Pairs = {}
+    annotations: Pairs = NOTHING
     linux: Linux = Linux()
