@@ -16,9 +16,7 @@ RESOLVE_IN_ROOT = 0x10
 RESOLVE_CACHED = 0x20
 
 _OPEN_HOW = struct.Struct("=QQQ")
-_ATTEMPTS = (
-    128  # openat2 gives EAGAIN when a rename or mount anywhere races with a ".."; then the answer is to try again
-)
+_ATTEMPTS = 128  # openat2 gives EAGAIN when a rename or mount anywhere races with a ".."
 _MAX_LINKS = 40  # as the kernel's MAXSYMLINKS
 
 

@@ -30,7 +30,7 @@ _CHUNK = 1 << 20
 
 
 def protected_executable(path: str) -> int:
-    """A close-on-exec descriptor of a safe copy of the program, to execve through; argv[0] stays the caller's business."""
+    """A close-on-exec descriptor of a safe copy of the program, to execve through."""
     try:
         return read_only_clone(path)
     except OSError:  # no CAP_SYS_ADMIN, no overlayfs, or a layer that overlayfs does not take
