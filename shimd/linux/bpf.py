@@ -22,7 +22,8 @@ BPF_F_REPLACE = 4
 
 _LOAD = struct.Struct("=IIQQIIQII16s")
 _ATTACH = struct.Struct("=IIIII")
-_QUERY = struct.Struct("=IIIIQI4x")
+# All fields up to ``revision``: kernels 6.17 to 7.1 write that one however short the caller says its structure is.
+_QUERY = struct.Struct("=IIIIQI4xQQQQ")
 _ID = struct.Struct("=III")
 _LICENSE = b"Apache\0"
 _LOG_SIZE = 65536
@@ -67,7 +68,7 @@ def prog_detach(cgroup_fd: int, program_fd: int, *, kind: int = BPF_CGROUP_DEVIC
 def prog_query(cgroup_fd: int, *, kind: int = BPF_CGROUP_DEVICE) -> list[int]:
     """The ids of the programs that are attached to this cgroup itself; ENOSPC when there are more than 64."""
     ids = buffer(bytes(4 * _MAX_PROGRAMS))
-    attr = buffer(_QUERY.pack(cgroup_fd, kind, 0, 0, address(ids), _MAX_PROGRAMS))
+    attr = buffer(_QUERY.pack(cgroup_fd, kind, 0, 0, address(ids), _MAX_PROGRAMS, 0, 0, 0, 0))
     syscall(NR["bpf"], BPF_PROG_QUERY, attr, len(attr))
     count: int = _QUERY.unpack(attr.raw)[5]
     return list(struct.unpack(f"={count}I", ids.raw[: 4 * count]))
