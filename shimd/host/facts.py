@@ -175,7 +175,7 @@ def _v1(entry: proc.MountInfo, own: dict[str, str]) -> Hierarchy | None:
 
 
 def _below(root: str, path: str) -> str:
-    """``path`` seen from a mount of ``root``, as when a container shows only its own cgroup; "/" when it is not below."""
-    if root in ("/", "") or root == path:
-        return path if root != path else "/"
+    """``path`` seen from a mount of ``root``, as when a container shows only its own cgroup; "/" when not below."""
+    if root == "/":
+        return path
     return path[len(root) :] if path.startswith(root + "/") else "/"

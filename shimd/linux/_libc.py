@@ -95,15 +95,19 @@ _NUMBERS_COMMON = {
 NR = {**({"x86_64": _NUMBERS_X86_64, "aarch64": _NUMBERS_AARCH64}.get(MACHINE, {})), **_NUMBERS_COMMON}
 
 
-def _prototype(library: ctypes.CDLL) -> ctypes._NamedFuncPointer:
-    function = library.syscall
-    function.restype = ctypes.c_long
-    function.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * 6)
-    return function
+def _prototypes(library: ctypes.CDLL) -> tuple[ctypes._NamedFuncPointer, ...]:
+    """``syscall`` for each number of arguments: converting six where one is used would cost more than most calls."""
+    functions = []
+    for count in range(7):
+        function = library["syscall"]
+        function.restype = ctypes.c_long
+        function.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * count)
+        functions.append(function)
+    return tuple(functions)
 
 
-_held = _prototype(ctypes.PyDLL(None, use_errno=True))
-_released = _prototype(ctypes.CDLL(None, use_errno=True))
+_held = _prototypes(ctypes.PyDLL(None, use_errno=True))
+_released = _prototypes(ctypes.CDLL(None, use_errno=True))
 
 
 def _error(path: str | bytes | None) -> OSError:
@@ -111,37 +115,17 @@ def _error(path: str | bytes | None) -> OSError:
     return OSError(number, os.strerror(number), path)
 
 
-def syscall(
-    number: int,
-    a: Argument = 0,
-    b: Argument = 0,
-    c: Argument = 0,
-    d: Argument = 0,
-    e: Argument = 0,
-    f: Argument = 0,
-    *,
-    path: str | bytes | None = None,
-) -> int:
+def syscall(number: int, *args: Argument, path: str | bytes | None = None) -> int:
     """Raises OSError with ``path`` as its filename."""
-    result: int = _held(number, a, b, c, d, e, f)
+    result: int = _held[len(args)](number, *args)
     if result == -1:
         raise _error(path)
     return result
 
 
-def blocking_syscall(
-    number: int,
-    a: Argument = 0,
-    b: Argument = 0,
-    c: Argument = 0,
-    d: Argument = 0,
-    e: Argument = 0,
-    f: Argument = 0,
-    *,
-    path: str | bytes | None = None,
-) -> int:
+def blocking_syscall(number: int, *args: Argument, path: str | bytes | None = None) -> int:
     """``syscall`` with the GIL released, for calls that may wait for a disk or a network file system."""
-    result: int = _released(number, a, b, c, d, e, f)
+    result: int = _released[len(args)](number, *args)
     if result == -1:
         raise _error(path)
     return result
