@@ -873,7 +873,7 @@ class Event(_message.Message):
     topic: _builtins.str
     """"/tasks/exit" """
     missed: _builtins.int
-    """Events with smaller numbers that were asked for and are no longer kept."""
+    """How many events between the one before (or since) and this one, wanted or not, are no longer kept."""
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property

@@ -1,0 +1,50 @@
+"""What a service owes systemd: readiness and watchdog messages (sd_notify(3)), listeners it is given (sd_listen_fds(3))."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import MutableMapping
+
+from shimd.errors import InvalidArgument
+
+_FIRST_FD = 3
+
+
+class Notifier:
+    """Sends to ``$NOTIFY_SOCKET``, if there is one. The variable is removed, so that no child inherits it."""
+
+    def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
+        address = environ.pop("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._watchdog_usec = int(environ.pop("WATCHDOG_USEC", "0"))
+        if environ.pop("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+            self._watchdog_usec = 0
+
+    @property
+    def watchdog_interval(self) -> float:
+        """Seconds between two ``WATCHDOG=1``, half of what systemd allows; 0 when none are wanted."""
+        return self._watchdog_usec / 2e6 if self._address else 0.0
+
+    def send(self, *assignments: str) -> None:
+        if not self._address:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto("\n".join(assignments).encode(), self._address)
+
+
+def listen_sockets(environ: MutableMapping[str, str] = os.environ) -> list[socket.socket]:
+    """The listeners that systemd passed to this very process; raises InvalidArgument for what is not one."""
+    pid = environ.pop("LISTEN_PID", "")
+    count = environ.pop("LISTEN_FDS", "")
+    environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count:
+        return []
+    sockets = []
+    for fd in range(_FIRST_FD, _FIRST_FD + int(count)):
+        os.set_inheritable(fd, False)  # noqa: FBT003  positional-only
+        sock = socket.socket(fileno=fd)
+        if sock.family != socket.AF_UNIX or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise InvalidArgument(f"descriptor {fd} from LISTEN_FDS is not a listening Unix socket")
+        sockets.append(sock)
+    return sockets
