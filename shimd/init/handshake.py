@@ -1,0 +1,201 @@
+"""What init and the runtime say to each other, from the clone to the program.
+
+::
+
+    runtime                      launcher (keeper)                 init (the new process)
+       │  LAUNCH(plan, slots) ──────▶│ clone3 ──────────────────────▶│ non-dumpable, setsid, other descriptors closed
+       │◀───────────── pid, pidfd ───│                               │ OomScoreAdj, JoinCgroup
+       │                                                             │
+       │◀── ("sync", "maps") ─────────────────────────── control ────│ only with a new user namespace
+       │ writes uid_map, gid_map      ("go",) ──────────────────────▶│ BecomeRoot, mounts, devices
+       │◀── ("sync", "hooks") ───────────────────────────────────────│ only with prestart or createRuntime hooks
+       │ runs them                    ("go",) ──────────────────────▶│ createContainer hooks, pivot_root
+       │◀── ("console",) + pty master ───────────────────────────────│ only with a terminal and no ``console`` slot
+       │◀── ("warning", text) ───────────────────────────────────────│ any number, at any time
+       │◀── ("sync", "ready") ───────────────────────────────────────│ everything is mounted and labelled
+       │ rlimits, state.json          ("go",) ──────────────────────▶│ capabilities, user, cwd, program found
+       │                                                             │
+       │ without a gate: end of file on control ◀────────────────────│ execve closed it: the program runs
+       │                                                             │
+       │ with a gate (create and start):                             │
+       │◀── ("created",) ────────────────────────────────────────────│ closes control, accept() on ``start``
+       │                                                             │
+    start: connect(start.sock), unlink it ──────────────────────────▶│ closes the listener
+       │◀── b"0" ────────────────────────────────────────────────────│ startContainer hooks, seccomp, execve
+       │◀── end of file: running  |  marshalled ("error", …), then end of file
+
+Wherever a step fails, init sends ``("error", step, op, origin, object, errno, text)`` over the channel that is open
+at that time and exits with 1. The runtime answers ("abort",), or closes control, to make init exit. A runtime that
+dies does the same: end of file before "created" ends init.
+
+``control`` is SOCK_SEQPACKET, a message is one marshalled tuple. ``start.sock`` is a SOCK_STREAM listener made by the
+runtime; it exists as long as the container is "created". connect() that fails with ECONNREFUSED, or end of file
+before b"0", means that init is dead or was started by somebody else.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
+from typing import NamedTuple
+
+from shimd.linux import fdpass
+
+MAX_MESSAGE = 32 * 1024
+MAX_TEXT = 16 * 1024  # of an error or warning; hook output is the longest
+STARTED = b"0"
+
+GO = marshal.dumps(("go",))
+ABORT = marshal.dumps(("abort",))
+CREATED = marshal.dumps(("created",))
+
+
+class Failure(NamedTuple):
+    """A step of the plan failed: its index in the plan (-1: before the first step), the operation's name, the JSON
+    pointer of the field that asked for it, what was attempted with its object, the errno or 0, and the errno's text
+    or the whole message.
+    """
+
+    step: int
+    op: str
+    origin: str
+    attempt: str
+    errno: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.attempt}: {self.text}" if self.attempt else self.text
+
+
+class Message(NamedTuple):
+    """One message of init: ``kind`` is "sync", "console", "warning", "error", "created", or "eof"; ``text`` the point
+    or the warning.
+    """
+
+    kind: str
+    text: str = ""
+    failure: Failure | None = None
+    fd: int = -1
+
+
+class ProtocolError(Exception):
+    """The peer sent something that is not a message of this protocol."""
+
+
+def encode_failure(failure: Failure) -> bytes:
+    return marshal.dumps(("error", *failure[:4], failure.errno, failure.text[:MAX_TEXT]))
+
+
+def encode_sync(point: str) -> bytes:
+    return marshal.dumps(("sync", point))
+
+
+def encode_warning(text: str) -> bytes:
+    return marshal.dumps(("warning", text[:MAX_TEXT]))
+
+
+def encode_console() -> bytes:
+    return marshal.dumps(("console",))
+
+
+def decode(data: bytes) -> Message:
+    """One message of init; raises ProtocolError. Empty data is the end of the file."""
+    if not data:
+        return Message("eof")
+    match _load(data):
+        case ("sync" | "warning" as kind, str(text)):
+            return Message(kind, text)
+        case ("console" | "created" as kind,):
+            return Message(kind)
+        case ("error", int(step), str(op), str(origin), str(attempt), int(errno), str(text)):
+            return Message("error", text, Failure(step, op, origin, attempt, errno, text))
+        case other:
+            raise ProtocolError(f"unexpected message from init: {other!r:.200}")
+
+
+def _load(data: bytes) -> object:
+    try:
+        return marshal.loads(data)
+    except (ValueError, EOFError, TypeError) as e:
+        raise ProtocolError(f"message from init cannot be decoded: {e}") from e
+
+
+def receive(control: socket) -> Message:
+    """The next message of init; ``fd`` is the pty master of a "console" message, owned by the caller. Honours the
+    socket's timeout.
+
+    Raises ProtocolError and OSError (TimeoutError).
+    """
+    try:
+        data, fds = fdpass.recv(control, MAX_MESSAGE, 1)
+    except ConnectionResetError:  # init died with an unread answer of ours in its queue
+        return Message("eof")
+    try:
+        message = decode(data)
+        if message.kind != "console":
+            return message
+        if not fds:
+            raise ProtocolError("console message without a descriptor")
+        return message._replace(fd=fds.pop())
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def go(control: socket) -> None:
+    """Let init go on after a "sync" message. Raises BrokenPipeError when init is gone."""
+    control.send(GO)
+
+
+def abort(control: socket) -> None:
+    """Tell init, which waits in a "sync", to exit."""
+    control.send(ABORT)
+
+
+class NotStarted(Exception):
+    """Init is gone, or another ``start`` was first."""
+
+
+def start(path: str, timeout: float | None = None) -> Failure | None:
+    """Open the start gate at ``path`` and wait until init has executed the program; the failure of init, if it fails
+    after the gate.
+
+    Raises NotStarted, TimeoutError, ProtocolError. The caller unlinks the socket.
+    """
+    gate = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    try:
+        gate.settimeout(timeout)
+        try:
+            gate.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError) as e:
+            raise NotStarted(f"connect to {path}: {e.strerror}") from e
+        return read_outcome(gate)
+    finally:
+        gate.close()
+
+
+def read_outcome(gate: socket) -> Failure | None:
+    """What init says on a start connection, read to its end."""
+    answer = _read_all(gate)
+    if not answer:
+        raise NotStarted("init closed the start gate without an answer")
+    if answer == STARTED:
+        return None
+    message = decode(answer[len(STARTED) :])
+    if message.failure is None:
+        raise ProtocolError(f"unexpected answer at the start gate: {message.kind}")
+    return message.failure
+
+
+def _read_all(gate: socket) -> bytes:
+    answer = b""
+    while len(answer) <= MAX_MESSAGE:
+        try:
+            data = gate.recv(MAX_MESSAGE)
+        except ConnectionResetError:
+            break
+        if not data:
+            break
+        answer += data
+    return answer
