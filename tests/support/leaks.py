@@ -1,0 +1,165 @@
+"""What a test may leave behind: nothing. A ``Snapshot`` before, one after, and the difference is the leak.
+
+Some things end a moment after the call that ended them returned (the kernel frees a mount namespace from a work queue,
+a thread leaves after it gave its result), so ``leaked`` looks again for a bounded time before it reports. This is the
+only place in the tests that polls: there is no event for "nothing is left".
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tests.support import session
+
+SETTLE_SECONDS = 2.0
+SYSTEMD_SUFFIXES = (".service", ".scope", ".slice", ".mount", ".socket", ".swap")
+
+
+class Scope(NamedTuple):
+    """How wide to look: tests without privileges cannot leave mounts or cgroups, and looking costs time."""
+
+    machine: bool
+    alone: bool
+
+
+class Snapshot(NamedTuple):
+    """Everything that must be the same after a test, as printable lines by kind."""
+
+    descriptors: frozenset[str]
+    processes: frozenset[str]
+    threads: frozenset[str]
+    mounts: frozenset[str]
+    cgroups: frozenset[str]
+    files: frozenset[str]
+
+
+def take(scope: Scope) -> Snapshot:
+    return Snapshot(
+        descriptors=frozenset(_descriptors()),
+        processes=frozenset(_marked_processes() if scope.machine else _children()),
+        threads=frozenset(f"{t.name} ({t.ident})" for t in threading.enumerate()),
+        mounts=frozenset(_mounts() if scope.machine else ()),
+        cgroups=frozenset(_cgroups() if scope.machine else ()),
+        files=frozenset(_runtime_files() if scope.machine else ()),
+    )
+
+
+def leaked(before: Snapshot, scope: Scope) -> list[str]:
+    """What is there now and was not before, one line each; waits up to SETTLE_SECONDS for it to go away."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    pause = 0.001
+    while left := _difference(before, take(scope), scope):
+        if time.monotonic() > deadline:
+            return left
+        if pause == 0.016:
+            gc.collect()  # a file that only this closes is reported too: as a ResourceWarning, which is an error
+        time.sleep(pause)
+        pause = min(pause * 2, 0.1)
+    return []
+
+
+def _difference(before: Snapshot, after: Snapshot, scope: Scope) -> list[str]:
+    lines = []
+    for kind, old, new in zip(Snapshot._fields, before, after, strict=True):
+        added = sorted(new - old)
+        if kind == "cgroups":
+            added = [path for path in added if _is_ours(path, scope)]
+        if kind == "files" and not scope.alone:
+            added = [path for path in added if session.TAG in path]
+        lines += [f"{kind}: {item}" for item in added]
+    return lines
+
+
+def _descriptors() -> Iterator[str]:
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the descriptor of the listing itself
+        yield f"{name} -> {target}"
+
+
+def _children() -> Iterator[str]:
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                pids = file.read().split()
+        except FileNotFoundError:
+            continue
+        yield from filter(None, map(_process_line, pids))
+
+
+def _marked_processes() -> Iterator[str]:
+    mark = f"{session.SLACK_NS}\n"
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/timerslack_ns") as file:
+                slack = file.read()
+        except OSError:
+            continue  # gone in the meantime
+        if slack == mark and int(pid) != os.getpid():
+            yield from filter(None, [_process_line(pid)])
+
+
+def _process_line(pid: str) -> str:
+    """ "pid start-time name"; without the state, which changes, and without the parent, which may."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            stat = file.read()
+    except OSError:
+        return ""
+    name, _, rest = stat.partition("(")[2].rpartition(")")
+    return f"{pid} {rest.split()[19]} {name}"
+
+
+def _mounts() -> Iterator[str]:
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            fields = line.split()
+            yield f"{fields[0]} {fields[4]} ({line.partition(' - ')[2].split()[0]})"
+
+
+def cgroup_mount_points() -> list[str]:
+    """The mount points of all cgroup hierarchies, v1 and v2."""
+    with open("/proc/self/mountinfo") as file:
+        rows = [line.split(" - ") for line in file]
+    return [left.split()[4] for left, right in rows if right.startswith(("cgroup ", "cgroup2 "))]
+
+
+def _cgroups() -> Iterator[str]:
+    for top in cgroup_mount_points():
+        for folder, names, _ in os.walk(top):
+            for name in names:
+                yield os.path.join(folder, name)
+
+
+def _is_ours(path: str, scope: Scope) -> bool:
+    """A cgroup that appeared is ours by its name or by a process in it; an empty one only if no other test run can
+    have made it.
+    """
+    if session.TAG in path:
+        return True
+    if "shimd-test-" in path or path.endswith(SYSTEMD_SUFFIXES):
+        return False
+    try:
+        with open(f"{path}/cgroup.procs") as file:
+            pids = file.read().split()
+    except OSError:
+        return False  # gone, so nothing is left
+    if not pids:
+        return scope.alone
+    marked = {line.split()[0] for line in _marked_processes()}
+    return not marked.isdisjoint(pids)
+
+
+def _runtime_files() -> Iterator[str]:
+    """Names that any part of shimd makes directly under /run and /tmp."""
+    for folder in ("/run", "/tmp"):
+        for name in os.listdir(folder):
+            if name.startswith(("shimd", "shimrun")):
+                yield f"{folder}/{name}"
