@@ -103,7 +103,8 @@ class PrepareRoot(NamedTuple):
     """Set the propagation of / (MS_* flags), make the mount that holds rootfs private, bind rootfs on itself.
 
     ``slot`` is "" or the slot of a detached tree to attach instead of binding ``rootfs``. Opens the root descriptor
-    that every later operation resolves paths in (openat2, RESOLVE_IN_ROOT).
+    that every later operation resolves paths in (openat2, RESOLVE_IN_ROOT). ``propagation`` 0: there is no mount
+    namespace of our own, so nothing is mounted or changed and only the descriptor is opened.
     """
 
     rootfs: str
@@ -117,9 +118,10 @@ class PrepareRoot(NamedTuple):
 class Mount(NamedTuple):
     """A new file system instance: fsopen, fsconfig per ``data`` item, fsmount, move_mount onto ``target``.
 
-    ``data`` are superblock options as given ("size=65536k", "ro", "mode=755"); ``attr.propagation`` etc. are applied to
-    the mount; ``more`` are further mount_setattr calls in order. ``copy_up``: tmpcopyup. ``readonly_later``: mounted
-    read-write now, ``label``: SELinux context= for file systems that take one, else "".
+    ``data`` are superblock options, one each ("size=65536k", "ro", "mode=755"). ``attr.set`` are fsmount's flags (its
+    other fields are empty), ``more`` are mount_setattr calls in order once the mount is attached. ``copy_up``:
+    tmpcopyup. A tmpfs without ``mode=`` takes the mode of the directory that it covers. ``label`` is the SELinux
+    context= option, for mqueue the security.selinux attribute of its root.
     """
 
     target: str
@@ -136,12 +138,27 @@ class Mount(NamedTuple):
         return f"mount {self.fstype} on {self.target}" + (f" ({options})" if options else "")
 
 
+class Remount(NamedTuple):
+    """Reconfigure the file system mounted at ``target``: fspick, fsconfig per ``data`` item, then mount_setattr with
+    ``attr`` and each of ``more``.
+    """
+
+    target: str
+    data: tuple[str, ...]
+    attr: MountAttr
+    more: tuple[MountAttr, ...]
+
+    def describe(self) -> str:
+        return f"remount {self.target} ({','.join(self.data)})"
+
+
 class Bind(NamedTuple):
     """open_tree(OPEN_TREE_CLONE) of ``source`` (or the tree in ``slot``), mount_setattr, move_mount onto ``target``.
 
     The mount point is made (directory 0755 or file 0644, like the source) when it is missing. ``remount`` tells that
     the options ask for flags: then flags not listed are cleared as MS_REMOUNT|MS_BIND does, with a retry that keeps the
-    source's locked flags on EPERM, unless they are in ``explicit_clear``.
+    source's locked flags on EPERM, unless they are in ``explicit_clear`` (MOUNT_ATTR_*). ``attr`` is applied before the
+    tree is attached, and only with ``remount``; ``more`` after.
     """
 
     target: str
@@ -251,6 +268,16 @@ class PivotRoot(NamedTuple):
 
     def describe(self) -> str:
         return f"enter the rootfs by {self.method}"
+
+
+class MakeDirectory(NamedTuple):
+    """mkdir -p inside the new root while it is still writable: the working directory."""
+
+    path: str
+    mode: int
+
+    def describe(self) -> str:
+        return f"make directory {self.path}"
 
 
 class SetPropagation(NamedTuple):
@@ -470,12 +497,11 @@ class Capabilities(NamedTuple):
 
 
 class Chdir(NamedTuple):
-    """chdir to the cwd (made 0755 when missing and ``create``), verified to be inside the root; ``late`` runs after
-    User: only when the first attempt failed with EACCES or EPERM.
+    """chdir to the cwd, verified to be inside the root; ``late`` runs after User: only when the first attempt failed
+    with EACCES or EPERM.
     """
 
     path: str
-    create: bool
     late: bool
 
     def describe(self) -> str:
@@ -535,8 +561,8 @@ class Execute(NamedTuple):
 
 Op = (
     Sync | JoinCgroup | Setns | Unshare | TimeOffsets | BecomeRoot | SessionKeyring | LoopbackUp | PrepareRoot
-    | Mount | Bind | MountCgroup1 | MountCgroup2 | MakeDevice | Symlink | RunHooks | PivotRoot | SetPropagation
-    | Terminal | Stdio | FinalizeReadonly | Hostname | Domainname | Sysctl | ReadonlyPath | MaskPaths | AppArmor
+    | Mount | Remount | Bind | MountCgroup1 | MountCgroup2 | MakeDevice | Symlink | RunHooks | PivotRoot
+    | MakeDirectory | SetPropagation | Terminal | Stdio | FinalizeReadonly | Hostname | Domainname | Sysctl | ReadonlyPath | MaskPaths | AppArmor
     | SelinuxExec | NoNewPrivileges | Scheduler | IoPriority | Personality | CpuAffinity | OomScoreAdj | Umask
     | Seccomp | BoundingSet | User | Capabilities | Chdir | HomeEnv | FindProgram | WaitStart | CloseFds
     | ResetSignals | Execute

@@ -1,0 +1,126 @@
+"""Plans as bytes, for the keeper, and as JSON, for people.
+
+The bytes are ``marshal`` of ``(WIRE_VERSION, ((opcode, origin, *fields), ...))``. marshal is the fastest decoder that the
+interpreter has and init decodes on the hot path; it is safe here because only the daemon, which is as privileged,
+writes to the keeper's socket. Opcodes are never reused. A change to the fields of an operation needs a new
+``WIRE_VERSION``: daemon and keeper are upgraded at different times, and a plan must be refused rather than misread.
+"""
+
+from __future__ import annotations
+
+import marshal
+from typing import Any
+
+from shimd.errors import InternalError
+from shimd.plan import ops
+
+WIRE_VERSION = 1
+
+OPCODES: dict[int, type[Any]] = {
+    1: ops.Sync,
+    2: ops.JoinCgroup,
+    3: ops.Setns,
+    4: ops.Unshare,
+    5: ops.TimeOffsets,
+    6: ops.BecomeRoot,
+    7: ops.SessionKeyring,
+    8: ops.LoopbackUp,
+    9: ops.PrepareRoot,
+    10: ops.Mount,
+    11: ops.Remount,
+    12: ops.Bind,
+    13: ops.MountCgroup1,
+    14: ops.MountCgroup2,
+    15: ops.MakeDevice,
+    16: ops.Symlink,
+    17: ops.RunHooks,
+    18: ops.PivotRoot,
+    19: ops.MakeDirectory,
+    20: ops.SetPropagation,
+    21: ops.Terminal,
+    22: ops.Stdio,
+    23: ops.FinalizeReadonly,
+    24: ops.Hostname,
+    25: ops.Domainname,
+    26: ops.Sysctl,
+    27: ops.ReadonlyPath,
+    28: ops.MaskPaths,
+    29: ops.AppArmor,
+    30: ops.SelinuxExec,
+    31: ops.NoNewPrivileges,
+    32: ops.Scheduler,
+    33: ops.IoPriority,
+    34: ops.Personality,
+    35: ops.CpuAffinity,
+    36: ops.OomScoreAdj,
+    37: ops.Umask,
+    38: ops.Seccomp,
+    39: ops.BoundingSet,
+    40: ops.User,
+    41: ops.Capabilities,
+    42: ops.Chdir,
+    43: ops.HomeEnv,
+    44: ops.FindProgram,
+    45: ops.WaitStart,
+    46: ops.CloseFds,
+    47: ops.ResetSignals,
+    48: ops.Execute,
+}
+_NUMBERS = {operation: opcode for opcode, operation in OPCODES.items()}
+
+# marshal knows only exact tuples, so the records inside of records come back by (field index -> class, is a list).
+_NESTED: dict[type[Any], tuple[tuple[int, type[Any], bool], ...]] = {
+    operation: tuple(
+        (operation._fields.index(name), record, many)
+        for name, record, many in (("attr", ops.MountAttr, False), ("more", ops.MountAttr, True))
+        if name in operation._fields
+    )
+    for operation in (ops.Mount, ops.Remount, ops.Bind, ops.MountCgroup1, ops.MountCgroup2)
+}
+_NESTED[ops.RunHooks] = ((ops.RunHooks._fields.index("hooks"), ops.HookSpec, True),)
+
+# Version 2 has no back references: equal plans are equal bytes, whoever else holds the strings.
+_MARSHAL_VERSION = 2
+
+
+def dumps(steps: tuple[ops.Step, ...]) -> bytes:
+    """The bytes of ``Plan.steps`` or ``Plan.stage``."""
+    return marshal.dumps((WIRE_VERSION, tuple(map(_flat, steps))), _MARSHAL_VERSION)
+
+
+def loads(data: bytes) -> tuple[ops.Step, ...]:
+    """Raises InternalError for bytes that are not a plan of this version."""
+    try:
+        version, rows = marshal.loads(data)
+    except (ValueError, EOFError, TypeError) as e:
+        raise InternalError(f"decode plan: {e}") from e
+    if version != WIRE_VERSION:
+        raise InternalError(f"decode plan: its version is {version}, this process understands {WIRE_VERSION}")
+    return tuple([_step(row) for row in rows])
+
+
+def _flat(step: ops.Step) -> tuple[Any, ...]:
+    operation = step.op
+    row = (_NUMBERS[type(operation)], step.origin, *operation)
+    nested = _NESTED.get(type(operation))
+    if nested is None:
+        return row
+    fields = list(row)
+    for index, _, many in nested:
+        value = operation[index]
+        fields[index + 2] = tuple([tuple(record) for record in value]) if many else tuple(value)
+    return tuple(fields)
+
+
+def _step(row: Any) -> ops.Step:
+    try:
+        opcode, origin, *fields = row
+        operation = OPCODES[opcode]
+        for index, record, many in _NESTED.get(operation, ()):
+            value = fields[index]
+            fields[index] = tuple([record(*item) for item in value]) if many else record(*value)
+        return ops.Step(operation(*fields), origin)
+    except KeyError as e:
+        raise InternalError(f"decode plan: unknown opcode {e}") from e
+    except (ValueError, TypeError, IndexError) as e:
+        raise InternalError(f"decode plan: {e}") from e
