@@ -1,0 +1,105 @@
+"""The runtime's half of the handshake with init, drawn in ``shimd.init.handshake``: used by create and exec alike."""
+
+from __future__ import annotations
+
+import os
+import select
+from _socket import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+from shimd.errors import RuntimeFailure
+from shimd.init import handshake
+from shimd.init.handshake import Failure
+
+
+class Outcome(NamedTuple):
+    """What came out of a handshake that went well; ``console`` is the pty's master or -1."""
+
+    console: int
+    warnings: tuple[str, ...]
+
+
+class InitFailed(RuntimeFailure):
+    """A step of the plan failed; ``failure`` is what init said."""
+
+    def __init__(self, failure: Failure) -> None:
+        where = f"step {failure.step}" if failure.step >= 0 else "set-up"
+        super().__init__(f"{where} ({failure.origin}): {failure}" if failure.origin else f"{where}: {failure}")
+        self.failure = failure
+
+
+class InitDied(RuntimeFailure):
+    """Init ended without a word; ``after`` is the last point that it had reached, or "launch"."""
+
+    def __init__(self, after: str) -> None:
+        super().__init__(f"init died after {after}")
+        self.after = after
+
+
+def converse(control: socket, pidfd: int, on_sync: Callable[[str], None], *, gate: bool) -> Outcome:
+    """Answer init until it waits at the start ``gate``, or without one has executed the program.
+
+    ``on_sync`` does the runtime's part at "maps", "hooks" and "ready". Raises InitFailed, InitDied, or what
+    ``on_sync`` raises, with a received console closed; the process is then the caller's to kill.
+    """
+    talk = _Talk(control, pidfd, gate=gate)
+    try:
+        return talk.run(on_sync)
+    except BaseException:
+        if talk.console >= 0:
+            os.close(talk.console)
+        raise
+
+
+class _Talk:
+    def __init__(self, control: socket, pidfd: int, *, gate: bool) -> None:
+        control.settimeout(0)
+        self.control = control
+        self.gate = gate
+        self.console = -1
+        self.warnings: list[str] = []
+        self.reached = "launch"
+        self.poller = select.poll()
+        self.poller.register(control, select.POLLIN)
+        self.poller.register(pidfd, select.POLLIN)
+
+    def run(self, on_sync: Callable[[str], None]) -> Outcome:
+        while True:
+            message = self._next()
+            if message.kind == "sync":
+                self.reached = message.text
+                on_sync(message.text)
+                self._go()
+            elif message.kind == "warning":
+                self.warnings.append(message.text)
+            elif message.kind == "console":
+                self._keep_console(message.fd)
+            elif message.failure is not None:
+                raise InitFailed(message.failure)
+            elif message.kind == "eof" and (self.gate or self.reached != "ready"):
+                raise InitDied(self.reached)
+            else:
+                return Outcome(self.console, tuple(self.warnings))
+
+    def _next(self) -> handshake.Message:
+        """The pidfd is watched besides, since a descendant of a dead init could hold its end of ``control`` open."""
+        self.poller.poll()
+        try:
+            return handshake.receive(self.control)
+        except BlockingIOError:
+            return handshake.Message("eof")
+        except handshake.ProtocolError as error:
+            raise RuntimeFailure(f"handshake with init: {error}") from error
+
+    def _go(self) -> None:
+        # A failure means that init is dead; what it said last is still to be read.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            handshake.go(self.control)
+
+    def _keep_console(self, fd: int) -> None:
+        if self.console >= 0:
+            os.close(fd)
+            raise RuntimeFailure("handshake with init: a second console")
+        self.console = fd

@@ -1,0 +1,229 @@
+"""state.json: what must be known about a container to operate on it later, by whichever program comes next.
+
+One format for the daemon and ``shimrun``: runc's keys where there are such, ours beside them. The file is written
+before init is released for the last time, so a creator that is killed leaves a container that can be deleted, and
+always by rename, so a reader never sees half of it. The configuration is kept as a copy, ``config.json``, since the
+bundle may change.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from shimd.errors import AlreadyExists, InvalidArgument, NotFound, RuntimeFailure
+
+SCHEMA = 1
+STATE_FILE = "state.json"
+CONFIG_FILE = "config.json"
+START_SOCKET = "start.sock"
+EXIT_FILE = "exit.json"
+EXEC_EXIT_SUFFIX = ".exit.json"
+
+_MAX_STATE = 4 << 20
+_ID_LENGTH = 200  # NAME_MAX less the longest suffix that is put to an id
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
+
+
+class ContainerState(NamedTuple):
+    """The content of state.json.
+
+    ``created`` is RFC 3339 in UTC with nanoseconds; ``start_time`` field 22 of /proc/<pid>/stat, which together with
+    the pid names a process for ever; ``cgroup`` what ``cgroups.from_state`` reads; ``rootfs_mounts`` the places under
+    <bundle>/rootfs, in order, where file systems of the create request are mounted ("" is the rootfs itself);
+    ``namespace_paths`` by runc's type names; ``own_pid_namespace`` whether the death of init ends all other
+    processes.
+    """
+
+    id: str
+    namespace: str
+    bundle: str
+    rootfs: str
+    created: str
+    pid: int
+    start_time: int
+    owner: int
+    config_hash: str
+    annotations: Mapping[str, str]
+    cgroup: Mapping[str, Any]
+    cgroup_paths: Mapping[str, str]
+    namespace_paths: Mapping[str, str]
+    own_pid_namespace: bool
+    rootfs_mounts: tuple[str, ...]
+    terminal: bool
+    stdio: tuple[str, str, str]
+
+
+_KEYS = {"pid": "init_process_pid", "start_time": "init_process_start"}
+
+
+def dumps(state: ContainerState) -> bytes:
+    """The bytes of state.json."""
+    document: dict[str, Any] = {"schema": SCHEMA}
+    for field, value in zip(state._fields, state, strict=True):
+        document[_KEYS.get(field, field)] = value
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def loads(data: bytes) -> ContainerState:
+    """Read state.json; raises ValueError for anything that dumps() has not written."""
+    document = json.loads(data)
+    if not isinstance(document, dict):
+        raise ValueError("not an object")
+    if document.get("schema") != SCHEMA:
+        raise ValueError(f"schema {document.get('schema')!r} is not {SCHEMA}")
+    values = {}
+    for field in ContainerState._fields:
+        key = _KEYS.get(field, field)
+        if key not in document:
+            raise ValueError(f"{key} is missing")
+        values[field] = _checked(key, document[key], _TYPES[field])
+    values["rootfs_mounts"] = tuple(values["rootfs_mounts"])
+    values["stdio"] = tuple(values["stdio"])
+    if len(values["stdio"]) != 3:
+        raise ValueError("stdio has not three paths")
+    return ContainerState(**values)
+
+
+_TYPES: dict[str, type] = {
+    "id": str, "namespace": str, "bundle": str, "rootfs": str, "created": str, "pid": int, "start_time": int, "owner":
+    int, "config_hash": str, "annotations": dict, "cgroup": dict, "cgroup_paths": dict, "namespace_paths": dict,
+    "own_pid_namespace": bool, "rootfs_mounts": list, "terminal": bool, "stdio": list, }  # fmt: skip
+
+
+def _checked(key: str, value: Any, expected: type) -> Any:
+    if type(value) is not expected:
+        raise ValueError(f"{key} is not {expected.__name__}")
+    return value
+
+
+def check_id(kind: str, value: str) -> None:
+    """Refuse an id that is no plain file name; ``kind`` is "container" or "exec"."""
+    if not value or value in (".", "..") or not _ID_CHARACTERS.issuperset(value):
+        raise InvalidArgument(f"invalid {kind} ID format: {value[:64]!r}")
+    if len(value) > _ID_LENGTH:
+        raise InvalidArgument(f"invalid {kind} ID format: longer than {_ID_LENGTH} characters")
+
+
+def timestamp(nanoseconds: int | None = None) -> str:
+    """RFC 3339 in UTC with nanoseconds, of now or of ``nanoseconds`` since the epoch."""
+    seconds, fraction = divmod(time.time_ns() if nanoseconds is None else nanoseconds, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{fraction:09d}Z"
+
+
+class StateDir:
+    """The directory of one container, held by descriptor.
+
+    Files are reached relative to the descriptor: shorter than a path walk, and unix socket addresses stay below
+    their 108 bytes whatever the ids are (``/proc/self/fd/<n>/start.sock``).
+    """
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+
+    @classmethod
+    def reserve(cls, root: str, namespace: str, container_id: str) -> StateDir:
+        """Make the directory; that it did not exist is what makes the caller its owner. Raises AlreadyExists."""
+        parent = os.path.join(root, namespace) if namespace else root
+        path = os.path.join(parent, container_id)
+        try:
+            os.mkdir(path, 0o711)
+        except FileNotFoundError:
+            os.makedirs(parent, 0o700, exist_ok=True)
+            return cls.reserve(root, namespace, container_id)
+        except FileExistsError:
+            raise AlreadyExists(f"container with given ID already exists: {container_id}") from None
+        return cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW))
+
+    @classmethod
+    def open(cls, root: str, namespace: str, container_id: str) -> StateDir:
+        """Open an existing directory; raises NotFound."""
+        path = os.path.join(root, namespace, container_id) if namespace else os.path.join(root, container_id)
+        try:
+            return cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"container does not exist: {container_id}") from None
+
+    def close(self) -> None:
+        """Idempotent."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of mode 0600, by rename."""
+        temporary = f".{name}.new"
+        fd = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self.fd
+        )
+        try:
+            while data:
+                data = data[os.write(fd, data) :]
+        finally:
+            os.close(fd)
+        os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Read a file of at most ``limit`` bytes; FileNotFoundError passes."""
+        return _read_fd(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fd), name, limit)
+
+    def exists(self, name: str) -> bool:
+        return os.access(name, os.F_OK, dir_fd=self.fd, follow_symlinks=False)
+
+    def unlink(self, name: str) -> None:
+        """Remove a file that may be missing."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.fd)
+
+    def save(self, state: ContainerState) -> None:
+        self.write(STATE_FILE, dumps(state))
+
+    def load(self) -> ContainerState:
+        """Raises NotFound without a state file (a creator died early), RuntimeFailure when it is damaged."""
+        try:
+            return loads(self.read(STATE_FILE, _MAX_STATE))
+        except FileNotFoundError:
+            raise NotFound(f"container does not exist: {os.path.basename(self.path)}") from None
+        except ValueError as error:
+            raise RuntimeFailure(f"read {self.path}/{STATE_FILE}: {error}") from error
+
+    def remove(self) -> None:
+        """Remove the directory with its files; what is already gone is fine."""
+        # The keeper may write one more exit file between the listing and rmdir(2); it is removed by the next turn.
+        for _ in range(5):
+            for name in os.listdir(self.fd) if self.fd >= 0 else ():
+                self.unlink(name)
+            try:
+                os.rmdir(self.path)
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                last = error
+            else:
+                return
+        raise RuntimeFailure(f"remove {self.path}: {last.strerror}") from last
+
+
+def read_file(path: str, limit: int) -> bytes:
+    """Read a file of at most ``limit`` bytes; a FIFO in its place must not block."""
+    return _read_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), path, limit)
+
+
+def _read_fd(fd: int, name: str, limit: int) -> bytes:
+    """Read and close ``fd``; a regular file takes two read(2)."""
+    try:
+        chunks = []
+        size = 0
+        while chunk := os.read(fd, 64 << 10):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise InvalidArgument(f"{name}: larger than {limit} bytes")
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    finally:
+        os.close(fd)
