@@ -177,19 +177,21 @@ class Bind(NamedTuple):
 class MountCgroup1(NamedTuple):
     """The v1 or hybrid view of /sys/fs/cgroup: tmpfs, one mount or bind per hierarchy, symlinks for co-mounted names.
 
-    ``hierarchies``: (directory name, mount options "cpu,cpuacct" or "name=systemd", bind source path or "" with a
-    cgroup namespace).
+    ``hierarchies``: (directory name, file system type "cgroup" or "cgroup2", options "cpu,cpuacct" or "name=systemd",
+    source). ``source`` is the host directory to bind, or "" to mount the file system itself, which a cgroup namespace
+    cuts down to the container's own part. ``links``: (name, target). ``attr`` is for each of the hierarchies, the tmpfs
+    is nosuid, nodev, noexec; with ``readonly`` it becomes read-only after the links are made.
     """
 
     target: str
-    hierarchies: tuple[tuple[str, str, str], ...]
+    hierarchies: tuple[tuple[str, str, str, str], ...]
     links: tuple[tuple[str, str], ...]
-    unified: bool
     attr: MountAttr
+    more: tuple[MountAttr, ...]
     readonly: bool
 
     def describe(self) -> str:
-        return f"mount cgroup v1 hierarchies on {self.target}"
+        return f"mount cgroups {' '.join(name for name, *_ in self.hierarchies)} on {self.target}"
 
 
 class MountCgroup2(NamedTuple):
@@ -201,7 +203,7 @@ class MountCgroup2(NamedTuple):
     target: str
     fallback: str
     attr: MountAttr
-    readonly: bool
+    more: tuple[MountAttr, ...]
 
     def describe(self) -> str:
         return f"mount cgroup2 on {self.target}"
@@ -562,10 +564,10 @@ class Execute(NamedTuple):
 Op = (
     Sync | JoinCgroup | Setns | Unshare | TimeOffsets | BecomeRoot | SessionKeyring | LoopbackUp | PrepareRoot
     | Mount | Remount | Bind | MountCgroup1 | MountCgroup2 | MakeDevice | Symlink | RunHooks | PivotRoot
-    | MakeDirectory | SetPropagation | Terminal | Stdio | FinalizeReadonly | Hostname | Domainname | Sysctl | ReadonlyPath | MaskPaths | AppArmor
-    | SelinuxExec | NoNewPrivileges | Scheduler | IoPriority | Personality | CpuAffinity | OomScoreAdj | Umask
-    | Seccomp | BoundingSet | User | Capabilities | Chdir | HomeEnv | FindProgram | WaitStart | CloseFds
-    | ResetSignals | Execute
+    | MakeDirectory | SetPropagation | Terminal | Stdio | FinalizeReadonly | Hostname | Domainname | Sysctl
+    | ReadonlyPath | MaskPaths | AppArmor | SelinuxExec | NoNewPrivileges | Scheduler | IoPriority | Personality
+    | CpuAffinity | OomScoreAdj | Umask | Seccomp | BoundingSet | User | Capabilities | Chdir | HomeEnv
+    | FindProgram | WaitStart | CloseFds | ResetSignals | Execute
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Plans as bytes, for the keeper, and as JSON, for people.
 
-The bytes are ``marshal`` of ``(WIRE_VERSION, ((opcode, origin, *fields), ...))``. marshal is the fastest decoder that the
-interpreter has and init decodes on the hot path; it is safe here because only the daemon, which is as privileged,
+The bytes are ``marshal`` of ``(WIRE_VERSION, ((opcode, origin, *fields), ...))``. marshal is the fastest decoder that
+the interpreter has and init decodes on the hot path; it is safe here because only the daemon, which is as privileged,
 writes to the keeper's socket. Opcodes are never reused. A change to the fields of an operation needs a new
 ``WIRE_VERSION``: daemon and keeper are upgraded at different times, and a plan must be refused rather than misread.
 """
