@@ -1,0 +1,379 @@
+"""The rules that a document can break by itself: what fits together and what not, whatever the host.
+
+A rule is a generator of problems over a record. Each ``of_…`` function runs the rules of one kind of document;
+``known`` are the problems that reading has already found. A rule stays silent about what those have blanked, and a rule
+that compares with other parts of the document (``needs``) is left out when one of those is in doubt, so that one
+mistake is reported once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from shimd.errors import Problem
+from shimd.oci.fields import pointer, show
+from shimd.oci.model import Device, IdMapping, Mount, Process, Resources, Scheduler, Seccomp, Spec
+from shimd.oci.values import rooted, sysctl_path
+
+Check = Callable[[Any, list[Problem]], list[Problem]]
+Problems = Iterator[Problem]
+
+NOT_YET = "not supported yet"
+
+
+class Rule(NamedTuple):
+    check: Callable[[Any], Problems]
+    needs: tuple[str, ...] = ()
+
+
+def of_spec(spec: Spec, known: list[Problem]) -> list[Problem]:
+    return (
+        _run(PROCESS_RULES, spec.process, "/process", known)
+        + _run(SPEC_RULES, spec, "", known)
+        + _run(RESOURCES_RULES, spec.linux.resources, "/linux/resources", known)
+    )
+
+
+def of_process(process: Process, known: list[Problem]) -> list[Problem]:
+    return _run(PROCESS_RULES, process, "", known)
+
+
+def of_resources(resources: Resources, known: list[Problem]) -> list[Problem]:
+    return _run(RESOURCES_RULES, resources, "", known)
+
+
+def _run(rules: Sequence[Rule], record: object, at: str, known: list[Problem]) -> list[Problem]:
+    found = []
+    for rule in rules:
+        if not any(_related(need, problem.pointer) for need in rule.needs for problem in known):
+            found += [Problem(at + problem.pointer, problem.text) for problem in rule.check(record)]
+    return [new for new in found if not any(_related(new.pointer, old.pointer) for old in known)]
+
+
+def _related(one: str, other: str) -> bool:
+    """One of two pointers is at or below the other."""
+    return (one + "/").startswith(other + "/") or (other + "/").startswith(one + "/")
+
+
+# ---- process ---------------------------------------------------------------------------------------------------------
+
+
+def program(process: Process) -> Problems:
+    if not process.args:
+        yield Problem("/args", "must not be empty")
+    elif not process.args[0]:
+        yield Problem("/args/0", "the program's name must not be empty")
+
+
+def rlimits(process: Process) -> Problems:
+    seen = set()
+    for number, rlimit in enumerate(process.rlimits):
+        if rlimit.type in seen:
+            yield Problem(f"/rlimits/{number}/type", f"{rlimit.type} is given twice")
+        seen.add(rlimit.type)
+        if rlimit.soft > rlimit.hard:
+            yield Problem(
+                f"/rlimits/{number}/soft",
+                f"{rlimit.type}: soft limit {rlimit.soft} is above the hard one, {rlimit.hard}",
+            )
+
+
+def scheduler(process: Process) -> Problems:
+    """sched_setattr(2)."""
+    wanted = process.scheduler
+    if wanted is None:
+        return
+    if wanted.policy in ("SCHED_FIFO", "SCHED_RR"):
+        if wanted.priority == 0:
+            yield Problem("/scheduler/priority", f"{wanted.policy} needs a priority from 1 to 99")
+    elif wanted.priority:
+        yield Problem("/scheduler/priority", f"{wanted.priority} is only for SCHED_FIFO and SCHED_RR")
+    yield from _deadline(wanted)
+
+
+def _deadline(wanted: Scheduler) -> Problems:
+    if wanted.policy != "SCHED_DEADLINE":
+        for name, value in zip(("runtime", "deadline", "period"), wanted[4:7], strict=True):
+            if value:
+                yield Problem(f"/scheduler/{name}", f"{value} is only for SCHED_DEADLINE")
+    elif not 0 < wanted.runtime <= wanted.deadline <= (wanted.period or wanted.deadline):
+        yield Problem("/scheduler", "SCHED_DEADLINE needs 0 < runtime <= deadline <= period")
+
+
+PROCESS_RULES = (Rule(program), Rule(rlimits), Rule(scheduler))
+
+# ---- names and mounts ------------------------------------------------------------------------------------------------
+
+
+def host_names(spec: Spec) -> Problems:
+    for field, name in (("hostname", spec.hostname), ("domainname", spec.domainname)):
+        if name is None:
+            continue
+        if len(name.encode("utf-8", "replace")) > 64:  # __NEW_UTS_LEN
+            yield Problem(f"/{field}", f"{show(name)} is longer than 64 bytes")
+        if spec.linux.namespace("uts") is None:
+            yield Problem(f"/{field}", f"unable to set {field} {show(name)} without a private UTS namespace")
+
+
+PROC_BINDS = frozenset(
+    "/proc/" + name
+    for name in (
+        "cpuinfo",
+        "diskstats",
+        "loadavg",
+        "meminfo",
+        "slabinfo",
+        "stat",
+        "swaps",
+        "sys/crypto/fips_enabled",
+        "sys/kernel/ns_last_pid",
+        "uptime",
+    )
+)
+
+
+def is_bind(mount: Mount) -> bool:
+    """A bind mount by its type or by its options, which win over the type."""
+    return mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
+
+
+def mounts(spec: Spec) -> Problems:
+    for number, mount in enumerate(spec.mounts):
+        at = f"/mounts/{number}"
+        yield from (Problem(f"{at}/destination", text) for text in _destination(mount))
+        if is_bind(mount):
+            if mount.source is None:
+                yield Problem(f"{at}/source", "a bind mount needs one")
+        elif mount.type is None:
+            yield Problem(f"{at}/type", "is required for what is no bind mount")
+        for field, given in (("uidMappings", mount.uid_mappings), ("gidMappings", mount.gid_mappings)):
+            if given:
+                yield Problem(f"{at}/{field}", NOT_YET)
+        for index, option in enumerate(mount.options):
+            if option in ("idmap", "ridmap"):
+                yield Problem(f"{at}/options/{index}", f"{show(option)}: {NOT_YET}")
+
+
+def _destination(mount: Mount) -> Iterator[str]:
+    where = rooted(mount.destination)
+    if where == "/":
+        yield f"{show(mount.destination)} is the top of the rootfs"
+    elif where == "/proc":
+        if mount.type != "proc" and not is_bind(mount):
+            yield f"{show(mount.destination)} cannot be mounted because it is not of type proc"
+    elif where.startswith("/proc/") and where not in PROC_BINDS:
+        yield f"{show(mount.destination)} cannot be mounted because it is inside /proc"
+
+
+def without_mount_namespace(spec: Spec) -> Problems:
+    """Without one these would change the mounts of the runtime itself."""
+    if spec.linux.namespace("mount") is not None:
+        return
+    for at, asked, text in (
+        ("/root/readonly", spec.root.readonly, "unable to make the rootfs read-only"),
+        ("/mounts", spec.mounts, "unable to mount"),
+        ("/linux/rootfsPropagation", spec.linux.rootfs_propagation, "unable to set the propagation of the rootfs"),
+        ("/linux/maskedPaths", spec.linux.masked_paths, "unable to restrict sys entries"),
+        ("/linux/readonlyPaths", spec.linux.readonly_paths, "unable to restrict sys entries"),
+    ):
+        if asked:
+            yield Problem(at, f"{text} without a private mount namespace")
+
+
+# ---- namespaces ------------------------------------------------------------------------------------------------------
+
+
+def namespaces(spec: Spec) -> Problems:
+    seen = set()
+    for number, namespace in enumerate(spec.linux.namespaces):
+        if namespace.type in seen:
+            yield Problem(f"/linux/namespaces/{number}/type", f"duplicate namespace {show(namespace.type)}")
+        seen.add(namespace.type)
+
+
+def user_namespace(spec: Spec) -> Problems:
+    linux = spec.linux
+    namespace = linux.namespace("user")
+    for field, maps in (("uidMappings", linux.uid_mappings), ("gidMappings", linux.gid_mappings)):
+        if namespace is None and maps:
+            yield Problem(f"/linux/{field}", "given without a user namespace")
+        elif namespace is not None and namespace.path is None and not maps:
+            yield Problem(f"/linux/{field}", "a new user namespace needs them")
+
+
+def id_mappings(spec: Spec) -> Problems:
+    """user_namespaces(7): at most 340 lines, no overlap on either side."""
+    for field, maps in (("uidMappings", spec.linux.uid_mappings), ("gidMappings", spec.linux.gid_mappings)):
+        at = f"/linux/{field}"
+        if len(maps) > 340:
+            yield Problem(at, f"{len(maps)} mappings are more than the kernel's 340")
+            continue
+        for number, mapping in enumerate(maps):
+            yield from (Problem(f"{at}/{number}", text) for text in _id_mapping(mapping, maps[:number]))
+
+
+def _id_mapping(mapping: IdMapping, before: tuple[IdMapping, ...]) -> Iterator[str]:
+    for side, first in (("container", mapping.container_id), ("host", mapping.host_id)):
+        if first + mapping.size > 2**32 - 1:
+            yield f"{side} ids {first} + {mapping.size} go beyond 4294967294"
+    for other in before:
+        for side, one, two in (
+            ("container", mapping.container_id, other.container_id),
+            ("host", mapping.host_id, other.host_id),
+        ):
+            if one < two + other.size and two < one + mapping.size:
+                yield f"{side} ids from {one} overlap with those from {two}"
+
+
+def mapped_ids(spec: Spec) -> Problems:
+    """Root owns what the runtime makes, and the process cannot become an id that does not exist."""
+    linux, user = spec.linux, spec.process.user
+    namespace = linux.namespace("user")
+    if namespace is None or namespace.path is not None or not linux.uid_mappings or not linux.gid_mappings:
+        return
+    for field, maps in (("uidMappings", linux.uid_mappings), ("gidMappings", linux.gid_mappings)):
+        if not _mapped(0, maps):
+            yield Problem(f"/linux/{field}", "root (0) is not mapped")
+    if not _mapped(user.uid, linux.uid_mappings):
+        yield Problem("/process/user/uid", f"cannot set uid to unmapped user {user.uid} in user namespace")
+    groups = [("gid", user.gid), *((f"additionalGids/{n}", gid) for n, gid in enumerate(user.additional_gids))]
+    for field, gid in groups:
+        if not _mapped(gid, linux.gid_mappings):
+            yield Problem(f"/process/user/{field}", f"cannot set gid to unmapped group {gid} in user namespace")
+
+
+def _mapped(number: int, maps: Iterable[IdMapping]) -> bool:
+    return any(mapping.container_id <= number < mapping.container_id + mapping.size for mapping in maps)
+
+
+def time_namespace(spec: Spec) -> Problems:
+    if not spec.linux.time_offsets:
+        return
+    namespace = spec.linux.namespace("time")
+    if namespace is None:
+        yield Problem("/linux/timeOffsets", "given without a time namespace")
+    elif namespace.path is not None:
+        yield Problem("/linux/timeOffsets", f"a joined time namespace ({show(namespace.path)}) has its own")
+
+
+# ---- sysctl, devices, seccomp ----------------------------------------------------------------------------------------
+
+IPC_SYSCTLS = frozenset(
+    "kernel/" + name for name in ("msgmax", "msgmnb", "msgmni", "sem", "shm_rmid_forced", "shmall", "shmmax", "shmmni")
+)
+
+
+def sysctls(spec: Spec) -> Problems:
+    for key in spec.linux.sysctl:
+        if text := _sysctl(spec, key):
+            yield Problem(pointer("linux", "sysctl", key), text)
+
+
+def _sysctl(spec: Spec, key: str) -> str:
+    """/proc/sys is only in part divided into namespaces; the rest would be set for the whole machine."""
+    try:
+        path = sysctl_path(key)
+    except ValueError as error:
+        return str(error)
+    if path == "kernel/hostname":
+        return "conflicts with the hostname field"
+    for kind, belongs in (
+        ("ipc", path in IPC_SYSCTLS or path.startswith("fs/mqueue/")),
+        ("network", path.startswith("net/")),
+        ("uts", path == "kernel/domainname"),
+        ("user", path.startswith("user/")),
+    ):
+        if belongs:
+            private = spec.linux.namespace(kind) is not None
+            return "" if private else f"not allowed without a private {kind} namespace"
+    return "is not in a separate kernel namespace"
+
+
+def devices(spec: Spec) -> Problems:
+    for number, device in enumerate(spec.linux.devices):
+        at = f"/linux/devices/{number}"
+        if rooted(device.path) == "/":
+            yield Problem(f"{at}/path", f"{show(device.path)} is the top of the rootfs")
+        if device.type != "p":
+            yield from (Problem(f"{at}/{field}", text) for field, text in _device_number(device))
+
+
+def _device_number(device: Device) -> Iterator[tuple[str, str]]:
+    """The kernel's dev_t has 12 and 20 bits; it would truncate larger numbers silently to those of another device."""
+    for field, number, bits in (("major", device.major, 12), ("minor", device.minor, 20)):
+        if not 0 <= number < 1 << bits:
+            yield field, f"{number} is not between 0 and {(1 << bits) - 1}"
+
+
+def seccomp(spec: Spec) -> Problems:
+    wanted = spec.linux.seccomp
+    if wanted is None:
+        return
+    at = "/linux/seccomp"
+    yield from _action(at, "defaultAction", "defaultErrnoRet", wanted.default_action, wanted.default_errno_ret)
+    for field, value in (("listenerPath", wanted.listener_path), ("listenerMetadata", wanted.listener_metadata)):
+        if value is not None:
+            yield Problem(f"{at}/{field}", NOT_YET)
+    yield from _syscalls(wanted, f"{at}/syscalls")
+
+
+def _syscalls(wanted: Seccomp, at: str) -> Problems:
+    for number, rule in enumerate(wanted.syscalls):
+        if not rule.names:
+            yield Problem(f"{at}/{number}/names", "must not be empty")
+        yield from _action(f"{at}/{number}", "action", "errnoRet", rule.action, rule.errno_ret)
+
+
+def _action(at: str, action_field: str, errno_field: str, action: str, errno: int | None) -> Problems:
+    if action == "SCMP_ACT_NOTIFY":
+        yield Problem(f"{at}/{action_field}", f"{show(action)}: {NOT_YET}")
+    if errno is None:
+        return
+    if action not in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"):
+        yield Problem(f"{at}/{errno_field}", f"{errno} has no meaning with {action}")
+    elif action == "SCMP_ACT_ERRNO" and errno > 4095:  # MAX_ERRNO
+        yield Problem(f"{at}/{errno_field}", f"{errno} is not an error number (at most 4095)")
+
+
+def unsupported(spec: Spec) -> Problems:
+    linux = spec.linux
+    for field, asked in (
+        ("netDevices", bool(linux.net_devices)),
+        ("intelRdt", linux.intel_rdt is not None),
+        ("memoryPolicy", linux.memory_policy is not None),
+    ):
+        if asked:
+            yield Problem(f"/linux/{field}", NOT_YET)
+
+
+SPEC_RULES = (
+    Rule(host_names, needs=("/linux/namespaces",)),
+    Rule(mounts),
+    Rule(without_mount_namespace, needs=("/linux/namespaces",)),
+    Rule(user_namespace, needs=("/linux/namespaces",)),
+    Rule(id_mappings),
+    Rule(mapped_ids, needs=("/linux/namespaces", "/linux/uidMappings", "/linux/gidMappings")),
+    Rule(sysctls, needs=("/linux/namespaces",)),
+    Rule(namespaces),
+    Rule(devices),
+    Rule(seccomp),
+    Rule(unsupported),
+    Rule(time_namespace, needs=("/linux/namespaces",)),
+)
+
+# ---- resources -------------------------------------------------------------------------------------------------------
+
+
+def swap(resources: Resources) -> Problems:
+    """``swap`` is memory and swap together."""
+    limit, total = resources.memory.limit, resources.memory.swap
+    if total is None or total <= 0 or limit is None or limit == 0:
+        return
+    if limit < 0:
+        yield Problem("/memory/swap", f"{total} limits swap while memory is unlimited")
+    elif total < limit:
+        yield Problem("/memory/swap", f"{total} (memory and swap together) is below the memory limit, {limit}")
+
+
+RESOURCES_RULES = (Rule(swap),)
