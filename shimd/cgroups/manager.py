@@ -1,0 +1,112 @@
+"""The one way to a container's cgroup: which kind this host has is decided here and nowhere else.
+
+A manager is a plain object without open descriptors, but for those between ``create`` and ``open_procs``, for which
+``close`` is there. Managers of one container may be used from several threads and processes at once as far as the
+kernel allows it; nothing is cached.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from typing import Protocol
+
+from shimd.cgroups.oom import Watch
+from shimd.cgroups.place import groups_from_state, v1_groups
+from shimd.cgroups.stats import Stats
+from shimd.cgroups.v1 import V1Manager
+from shimd.cgroups.view import View
+from shimd.errors import InternalError, Unimplemented
+from shimd.host.facts import HostFacts
+from shimd.oci.model import Resources
+
+
+class CgroupManager(Protocol):
+    """Errors: RuntimeFailure when the kernel refuses, in runc's words; InvalidSpec for values that cannot be;
+    FailedPrecondition for a cgroup that is in use or not there.
+    """
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Absolute directory by controller ("memory", "name=systemd"), "" for the unified hierarchy."""
+
+    def create(self, resources: Resources) -> None:
+        """Make the directories and set limits and device rules, before any process is in. All is undone on failure.
+        FailedPrecondition when a directory was there already with processes in it or frozen.
+        """
+
+    def open_procs(self) -> list[int]:
+        """cgroup.procs files open for writing, for JoinCgroup; the caller closes them."""
+
+    def close(self) -> None:
+        """Descriptors that create() opened and open_procs() has not handed over."""
+
+    def cgroup_fd(self) -> int:
+        """The directory for CLONE_INTO_CGROUP, which the caller closes, or -1: join through open_procs()."""
+
+    def exec_procs(self, init_pid: int, sub: str = "") -> list[int]:
+        """As open_procs for a further process, in the sub-cgroup ``sub`` or where init really is when it has moved
+        itself.
+        """
+
+    def apply(self, pid: int) -> None:
+        """Move a process of somebody else's making in."""
+
+    def set(self, resources: Resources) -> None:
+        """Write limits; device rules stay as they are."""
+
+    def update(self, current: Resources, change: Resources) -> Resources:
+        """Merge, check, write; the merged resources, which the caller saves. On failure the old values are written
+        back.
+        """
+
+    def freeze(self) -> None: ...
+
+    def thaw(self) -> None: ...
+
+    def frozen(self) -> bool:
+        """Whether this cgroup itself is frozen; False when it is gone."""
+
+    def wake_killed(self) -> None:
+        """To be called after a SIGKILL to a process of a frozen cgroup, which needs a thaw on v1."""
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        """Signal every process, those just being forked included."""
+
+    def pids(self) -> list[int]:
+        """All processes of the subtree, ascending; [] when it is gone."""
+
+    def stats(self) -> Stats: ...
+
+    def oom_watch(self) -> Watch: ...
+
+    def destroy(self) -> None:
+        """Remove, with what the container made below; waits a few seconds for processes that are still exiting."""
+
+    def exists(self) -> bool: ...
+
+    def view(self) -> View: ...
+
+    def to_state(self) -> dict[str, object]:
+        """What from_state needs, of JSON types."""
+
+
+def manager(host: HostFacts, *, cgroups_path: str, container_id: str, root: str = "") -> CgroupManager:
+    """A manager for a container to be made; nothing is created yet. ``root`` is the cgroup under which relative
+    paths are placed, instead of under our own. Raises InvalidSpec.
+    """
+    tolerant = (host.euid != 0 or host.in_userns) and not cgroups_path
+    if host.cgroup_mode in ("v1", "hybrid"):
+        groups = v1_groups(host.hierarchies, host.unified, cgroups_path, container_id, root)
+        return V1Manager(groups, in_userns=host.in_userns, tolerant=tolerant)
+    raise Unimplemented("this system has no cgroup hierarchy mounted")
+
+
+def from_state(host: HostFacts, document: Mapping[str, object]) -> CgroupManager:
+    """The manager of a container that is there; ``host`` tells what the saved state need not repeat."""
+    groups = groups_from_state(document.get("groups"))
+    match document.get("driver"):
+        case "v1":
+            return V1Manager(groups, in_userns=host.in_userns)
+        case other:
+            raise InternalError(f"unusable cgroup driver in the saved state: {other!r}")

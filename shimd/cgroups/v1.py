@@ -1,0 +1,348 @@
+"""The container's directories in all hierarchies of cgroup v1, and in the unified one of a hybrid system.
+
+The hot path is :meth:`V1Manager.create`: per hierarchy one mkdir, the writes that the configuration asks for, and
+one open of ``cgroup.procs`` for the process to join with. Nothing is read back: a fresh cgroup has the kernel's
+defaults and its parent's devices, and nobody is in it, so limits and device rules are in force before the first
+process enters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from errno import EACCES, EBUSY, EPERM, EROFS
+
+from shimd.cgroups import devices, files, freezer, kill, oom, resources_v1, stats, stats_v1, update
+from shimd.cgroups.files import Directory, Write
+from shimd.cgroups.place import Group, groups_to_state
+from shimd.cgroups.view import View, view_v1
+from shimd.errors import FailedPrecondition, RuntimeFailure
+from shimd.oci.model import Resources
+
+NO_PERMISSION = (EACCES, EPERM, EROFS)
+
+
+class V1Manager:
+    """See shimd.cgroups.manager.CgroupManager. ``tolerant``: groups that may not be made are left out (rootless,
+    with no limits and no path asked for); ``in_userns``: the devices controller is out of reach and not needed.
+    """
+
+    def __init__(self, groups: tuple[Group, ...], *, in_userns: bool = False, tolerant: bool = False) -> None:
+        self._groups = groups
+        self._in_userns = in_userns
+        self._tolerant = tolerant
+        self._made: list[tuple[str, list[str]]] = []
+        self._procs: list[int] = []
+
+    # ---- where -----------------------------------------------------------------------------------------------------
+
+    @property
+    def paths(self) -> dict[str, str]:
+        return {name: group.directory for group in self._groups for name in group.controllers or ("",)}
+
+    def to_state(self) -> dict[str, object]:
+        return {"driver": "v1", "groups": groups_to_state(self._groups)}
+
+    def view(self) -> View:
+        return view_v1(self._groups)
+
+    def _find(self, *controllers: str) -> Group | None:
+        """The group of the first of these controllers that is mounted."""
+        for wanted in controllers:
+            for group in self._groups:
+                if wanted in (group.controllers or ("",)):
+                    return group
+        return None
+
+    def _any(self) -> Group:
+        group = self._find("freezer", "devices", "pids", "memory") or next(iter(self._groups), None)
+        if group is None:
+            raise FailedPrecondition("the container has no cgroup")
+        return group
+
+    def _open(self, controller: str, purpose: str) -> Directory:
+        group = self._find(controller)
+        if group is None:
+            raise FailedPrecondition(f"cannot {purpose}: the container has no {controller} cgroup")
+        return Directory(group.mount, group.path)
+
+    def exists(self) -> bool:
+        return any(os.path.isdir(group.directory) for group in self._groups)
+
+    # ---- making and removing ---------------------------------------------------------------------------------------
+
+    def create(self, resources: Resources) -> None:
+        writes = self._plan(resources)
+        access = None if self._in_userns else devices.wanted(resources.devices)
+        kept = []
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._undo_create)
+            for group in self._groups:
+                if self._create_group(group, writes, access):
+                    kept.append(group)
+            undo.pop_all()
+        self._groups = tuple(kept)
+
+    def _plan(self, resources: Resources) -> dict[str, list[Write]]:
+        blkio = self._find("blkio") if resources.block_io.weight or resources.block_io.weight_device else None
+        plan = resources_v1.writes(resources, bfq=blkio is not None and _uses_bfq(blkio.mount))
+        for controller in plan:
+            if self._find(controller) is None:
+                raise RuntimeFailure(f"cannot set {controller} limit: container could not join or create cgroup")
+        return plan
+
+    def _create_group(self, group: Group, plan: dict[str, list[Write]], access: devices.Access | None) -> bool:
+        """False when the group is left out for want of permission."""
+        try:
+            made = files.make_directories(group.mount, group.path)
+        except OSError as err:
+            if self._tolerant and not plan and err.errno in NO_PERMISSION:
+                return False
+            raise RuntimeFailure(f"mkdir {err.filename}: {files.errno_text(err)}") from err
+        self._made.append((group.mount, made))
+        fresh = bool(made)
+        if not fresh:
+            self._refuse_used(group)
+        writes = [item for controller in group.controllers for item in plan.get(controller, ())]
+        by_cpuset, by_devices = "cpuset" in group.controllers, "devices" in group.controllers and access is not None
+        if by_cpuset:
+            _fill_cpusets(group, writes)
+        if writes or by_devices:
+            with Directory(group.mount, group.path) as directory:
+                if by_devices and access is not None:
+                    directory.apply(_device_writes(directory, access, fresh=fresh))
+                _apply(directory, writes)
+        self._procs.append(files.open_file(group.mount, f"{group.path}/cgroup.procs", os.O_WRONLY))
+        return True
+
+    def _refuse_used(self, group: Group) -> None:
+        """A directory that was there already: no process may be in it, and it may not be frozen, or init would hang
+        on joining.
+        """
+        pids = files.pids_of(group.mount, group.path)
+        if pids:
+            raise FailedPrecondition(f"container's cgroup is not empty: {len(pids)} process(es) found")
+        if "freezer" in group.controllers:
+            with Directory(group.mount, group.path) as directory:
+                if directory.read_or("freezer.state", "") not in ("THAWED\n", ""):
+                    raise FailedPrecondition("container's cgroup unexpectedly frozen")
+
+    def _undo_create(self) -> None:
+        self.close()
+        for mount, made in reversed(self._made):
+            files.remove_made(mount, made)
+        self._made.clear()
+
+    def destroy(self) -> None:
+        """Removes the container's directories and what it made below them. Parents stay, as with the other
+        runtimes: limits that an administrator has set on one would be lost without a word, and the next container
+        would only make it again.
+        """
+        self.close()
+        files.remove_trees((group.mount, group.path) for group in self._groups)
+
+    def close(self) -> None:
+        """Gives up the descriptors of create() that open_procs() has not handed over."""
+        while self._procs:
+            os.close(self._procs.pop())
+
+    # ---- joining ---------------------------------------------------------------------------------------------------
+
+    def open_procs(self) -> list[int]:
+        """cgroup.procs of every hierarchy, open for writing; the caller owns the descriptors."""
+        if self._procs:
+            handed, self._procs = self._procs, []
+            return handed
+        return self._open_procs_at(self._groups, "")
+
+    def cgroup_fd(self) -> int:
+        return -1
+
+    def exec_procs(self, init_pid: int, sub: str = "") -> list[int]:
+        return self._open_procs_at(self._groups, sub)
+
+    def _open_procs_at(self, groups: tuple[Group, ...], sub: str) -> list[int]:
+        fds: list[int] = []
+        with contextlib.ExitStack() as undo:
+            for group in groups:
+                path = f"{group.path}/{sub}/cgroup.procs" if sub else f"{group.path}/cgroup.procs"
+                fds.append(files.open_file(group.mount, path, os.O_WRONLY))
+                undo.callback(os.close, fds[-1])
+            undo.pop_all()
+        return fds
+
+    def apply(self, pid: int) -> None:
+        for group, fd in zip(self._groups, self.open_procs(), strict=True):
+            with os.fdopen(fd, "wb", buffering=0) as file:
+                try:
+                    file.write(b"%d" % pid)
+                except OSError as err:
+                    err.filename = f"{group.directory}/cgroup.procs"
+                    raise files.write_error(err, str(pid)) from err
+
+    # ---- limits ----------------------------------------------------------------------------------------------------
+
+    def set(self, resources: Resources) -> None:
+        """Limits of a cgroup in use; device rules are not touched."""
+        blkio = self._find("blkio")
+        plan = resources_v1.writes(
+            resources,
+            memory_limit=self._memory_number("memory.limit_in_bytes"),
+            bfq=blkio is not None and _uses_bfq(blkio.mount),
+        )
+        for controller, writes in plan.items():
+            with self._open(controller, f"set {controller} limit") as directory:
+                _apply(directory, writes)
+
+    def update(self, current: Resources, change: Resources) -> Resources:
+        merged = update.merge(current, change)
+        if merged.memory.check_before_update:
+            usage = self._memory_number("memory.usage_in_bytes")
+            swapped = self._memory_number("memory.memsw.usage_in_bytes")
+            update.check_memory(merged.memory, usage=usage, usage_with_swap=swapped)
+        try:
+            self.set(merged)
+        except RuntimeFailure:
+            with contextlib.suppress(RuntimeFailure):
+                self.set(current)
+            raise
+        return merged
+
+    def _memory_number(self, file: str) -> int | None:
+        group = self._find("memory")
+        directory = files.open_if_there(group.mount, group.path) if group else None
+        if directory is None:
+            return None
+        with directory:
+            text = directory.read_or(file, "")
+        return int(text) if text else None
+
+    # ---- processes -------------------------------------------------------------------------------------------------
+
+    def pids(self) -> list[int]:
+        group = self._any()
+        return files.pids_of(group.mount, group.path)
+
+    def freeze(self) -> None:
+        with self._open("freezer", "freeze") as directory:
+            freezer.freeze_v1(directory)
+
+    def thaw(self) -> None:
+        with self._open("freezer", "thaw") as directory:
+            freezer.thaw_v1(directory)
+
+    def frozen(self) -> bool:
+        group = self._find("freezer")
+        directory = files.open_if_there(group.mount, group.path) if group else None
+        if directory is None:
+            return False
+        with directory:
+            return freezer.frozen_v1(directory)
+
+    def wake_killed(self) -> None:
+        """A frozen task of v1 sees SIGKILL only after a thaw."""
+        if self.frozen():
+            self.thaw()
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        was_frozen = self.frozen()
+        keep_frozen = was_frozen and signum != signal.SIGKILL
+        unified = self._find("")
+        if signum == signal.SIGKILL and unified is not None:
+            self._kill_unified(unified)
+            if not set(self.pids()) - set(files.pids_of(unified.mount, unified.path)):
+                self.wake_killed()
+                return
+        kill.signal_frozen(
+            signum,
+            pids=self.pids,
+            freeze=_nothing if was_frozen else self.freeze,
+            thaw=_nothing if keep_frozen else self.wake_killed,
+        )
+
+    def _kill_unified(self, unified: Group) -> None:
+        """Every process of ours is also in the unified hierarchy, whose kill catches even a fork bomb without
+        freezing it.
+        """
+        directory = files.open_if_there(unified.mount, unified.path)
+        if directory is not None:
+            with directory:
+                kill.kill_cgroup(directory)
+
+    # ---- figures ---------------------------------------------------------------------------------------------------
+
+    def stats(self) -> stats.Stats:
+        return stats_v1.read(self._groups)
+
+    def oom_watch(self) -> oom.Watch:
+        group = self._find("memory")
+        if group is None:
+            raise FailedPrecondition("cannot watch for OOM kills: the container has no memory cgroup")
+        return oom.WatchV1(group.mount, group.path)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _uses_bfq(mount: str) -> bool:
+    return not os.path.exists(f"{mount}/blkio.weight") and os.path.exists(f"{mount}/blkio.bfq.weight")
+
+
+def _device_writes(directory: Directory, target: devices.Access, *, fresh: bool) -> list[Write]:
+    current = devices.EVERYTHING if fresh else devices.parse_list(directory.read("devices.list"))
+    return [
+        Write("devices.allow" if rule.allow else "devices.deny", rule.text())
+        for rule in devices.transition(current, target)
+    ]
+
+
+def _apply(directory: Directory, writes: list[Write]) -> None:
+    try:
+        directory.apply(writes)
+    except RuntimeFailure as err:
+        cause = err.__cause__
+        if (
+            isinstance(cause, OSError)
+            and cause.errno == EBUSY
+            and str(cause.filename).endswith("memory.limit_in_bytes")
+        ):
+            usage = directory.read_or("memory.usage_in_bytes", "?").strip()
+            peak = directory.read_or("memory.max_usage_in_bytes", "?").strip()
+            wanted = next(item.value for item in writes if item.file == "memory.limit_in_bytes")
+            raise RuntimeFailure(
+                f"unable to set memory limit to {wanted} (current usage: {usage}, peak usage: {peak})"
+            ) from cause
+        raise
+
+
+def _fill_cpusets(group: Group, writes: list[Write]) -> None:
+    """Give the group, and parents that have none, the CPUs and memory nodes of the parent: a cpuset cgroup begins
+    empty, and no process can enter an empty one (ENOSPC). Values that are about to be written anyway are left to
+    that.
+    """
+    coming = {item.file for item in writes}
+    wanted = [file for file in ("cpuset.cpus", "cpuset.mems") if file not in coming]
+    try:
+        with Directory(group.mount, group.path) as directory:
+            for file in wanted:
+                if directory.read(file).strip() == "":
+                    directory.write(file, _inherited(group.mount, os.path.dirname(group.path), file))
+            # values that were asked for have to be within the parent's, which may be empty still
+            if coming and "/" in group.path:
+                for file in coming:
+                    _inherited(group.mount, os.path.dirname(group.path), file)
+    except OSError as err:
+        raise RuntimeFailure(f"unable to inherit {err.filename}: {files.errno_text(err)}") from err
+
+
+def _inherited(mount: str, path: str, file: str) -> str:
+    """The value of ``file`` at ``path``, which is filled from its own parent first when it is empty."""
+    with Directory(mount, path) as directory:
+        value = directory.read(file).strip()
+        if value or not path:
+            return value
+        value = _inherited(mount, os.path.dirname(path), file)
+        directory.write(file, value)
+        return value
