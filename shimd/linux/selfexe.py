@@ -62,17 +62,19 @@ def sealed_copy(path: str) -> int:
     source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         target = create(f"shimd:{os.path.basename(path)}", executable=True)
-        try:
-            os.fchmod(target, 0o755)
-            while os.sendfile(target, source, None, _CHUNK):
-                pass
-            seal(target)
-        except BaseException:
-            os.close(target)
-            raise
+    except OSError:
+        os.close(source)
+        raise
+    try:
+        os.fchmod(target, 0o755)
+        while os.sendfile(target, source, None, _CHUNK):
+            pass
+        seal(target)
+        # Anew for reading: what somebody has open for writing cannot be executed (ETXTBSY), sealed or not.
+        return os.open(f"/proc/self/fd/{target}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(source)
-    return target
+        os.close(target)
 
 
 def is_protected(path: str = "/proc/self/exe") -> bool:
