@@ -49,6 +49,7 @@ demo: venv ## Show it: a daemon, a container, an exec, the plan and the timing; 
 .PHONY: test
 test: venv ## All tests that run on this machine, with all linters (those that need root are skipped without it)
 	@tools/need-packages $(TEST_PACKAGES)
+	@[[ $$(id -u) != 0 ]] || $(PYTHON) -m tests.support.rootfs
 	@tools/side-by-side '$(PYTEST) --slow' '$(PYTEST) --slow $(ROOT_TESTS)'
 
 .PHONY: test-unit
@@ -59,6 +60,7 @@ test-unit: venv ## Tests without privileges, and the linters: quick and safe
 test-root: venv ## Tests that make real containers: needs root
 	@tools/need-packages $(TEST_PACKAGES)
 	@[[ $$(id -u) == 0 ]] || { echo 'make test-root: needs root, for namespaces, mounts and cgroups' >&2; exit 1; }
+	@$(PYTHON) -m tests.support.rootfs
 	@$(PYTEST) $(ROOT_TESTS)
 
 .PHONY: test-lab

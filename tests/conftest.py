@@ -17,6 +17,8 @@ from tests.support import leaks
 from tests.support import session as own
 from tests.support.requires import lack
 
+pytest_plugins = ["tests.support.fixtures"]
+
 TESTS = Path(__file__).parent
 NEED_ROOT = ("kernel", "container", "daemon", "containerd", "chaos")
 IN_LAB = "LAB_VM" in os.environ
