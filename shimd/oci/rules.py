@@ -20,6 +20,7 @@ Check = Callable[[Any, list[Problem]], list[Problem]]
 Problems = Iterator[Problem]
 
 NOT_YET = "not supported yet"
+UNSUPPORTED_ACTIONS = ("SCMP_ACT_NOTIFY",)
 
 
 class Rule(NamedTuple):
@@ -164,6 +165,13 @@ def _destination(mount: Mount) -> Iterator[str]:
             yield f"{show(mount.destination)} cannot be mounted because it is not of type proc"
     elif where.startswith("/proc/") and where not in PROC_BINDS:
         yield f"{show(mount.destination)} cannot be mounted because it is inside /proc"
+
+
+def swap_alone(spec: Spec) -> Problems:
+    """A new cgroup has no memory limit that the total could be above (an update may rely on the old one)."""
+    memory = spec.linux.resources.memory
+    if memory.swap is not None and memory.swap > 0 and not memory.limit:
+        yield Problem("/linux/resources/memory/swap", f"unable to set swap limit {memory.swap} without a memory limit")
 
 
 def without_mount_namespace(spec: Spec) -> Problems:
@@ -326,7 +334,7 @@ def _syscalls(wanted: Seccomp, at: str) -> Problems:
 
 
 def _action(at: str, action_field: str, errno_field: str, action: str, errno: int | None) -> Problems:
-    if action == "SCMP_ACT_NOTIFY":
+    if action in UNSUPPORTED_ACTIONS:
         yield Problem(f"{at}/{action_field}", f"{show(action)}: {NOT_YET}")
     if errno is None:
         return
@@ -360,6 +368,7 @@ SPEC_RULES = (
     Rule(seccomp),
     Rule(unsupported),
     Rule(time_namespace, needs=("/linux/namespaces",)),
+    Rule(swap_alone, needs=("/linux/resources/memory/limit",)),
 )
 
 # ---- resources -------------------------------------------------------------------------------------------------------

@@ -85,3 +85,11 @@ def sysctl_path(key: str) -> str:
 def rooted(path: str) -> str:
     """``path`` taken from "/", cleaned lexically: no "..", no doubled or trailing slash."""
     return posixpath.normpath("/" + path.lstrip("/"))
+
+
+def huge_page_kib(name: str) -> int | None:
+    """The size in KiB of a control file's "2MB"; None for what the kernel would write otherwise, such as "2048KB"."""
+    number, unit = int(name[:-2]), name[-2:]
+    if number % 1024 == 0 and unit != "GB":
+        return None
+    return number * {"KB": 1, "MB": 1024, "GB": 1024**2}[unit]

@@ -1,0 +1,53 @@
+"""The JSON documents that tell a container's state: to hooks, and to whoever asks ``state``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from shimd.oci.spec import OCI_VERSION
+
+
+def hook_state(
+    *, container_id: str, status: str, pid: int, bundle: str, annotations: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a hook reads on its standard input; ``pid`` 0 (no process any more) and no annotations are left out."""
+    state: dict[str, Any] = {"ociVersion": OCI_VERSION, "id": container_id, "status": status}
+    if pid:
+        state["pid"] = pid
+    state["bundle"] = bundle
+    if annotations:
+        state["annotations"] = dict(annotations)
+    return state
+
+
+def state_document(
+    *,
+    container_id: str,
+    status: str,
+    pid: int,
+    bundle: str,
+    rootfs: str,
+    created: str,
+    annotations: Mapping[str, str],
+    owner: str = "",
+) -> dict[str, Any]:
+    """What ``state`` prints, and ``list`` with the ``owner``; ``created`` in RFC 3339, ``pid`` 0 when stopped."""
+    state: dict[str, Any] = {
+        "ociVersion": OCI_VERSION,
+        "id": container_id,
+        "pid": pid,
+        "status": status,
+        "bundle": bundle,
+        "rootfs": rootfs,
+        "created": created,
+    }
+    if annotations:
+        state["annotations"] = dict(annotations)
+    return state | {"owner": owner}
+
+
+def dumps(state: Mapping[str, Any]) -> str:
+    """As hooks get it: one line."""
+    return json.dumps(state, separators=(",", ":"))
