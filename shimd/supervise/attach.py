@@ -1,0 +1,200 @@
+"""The streams of a process whose output nobody but us reads: handed to whoever is attached, kept a little otherwise.
+
+While somebody is attached, output is read as fast as the slowest of them takes it. While nobody is, the last
+``KEPT_BYTES`` are kept for the next one and older ones dropped, so that a process never hangs for want of a client;
+how much was dropped is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
+
+CHUNK = 64 * 1024
+KEPT_BYTES = 64 * 1024
+
+STDOUT = 0
+STDERR = 1
+
+_QUEUE = 4  # chunks on their way to one client
+
+
+class Chunk(NamedTuple):
+    stream: int
+    data: bytes
+    dropped: int = 0  # bytes lost before these
+
+
+class AttachPoint:
+    """Owns the reading ends in ``outputs`` (descriptor by stream) and the writing end ``stdin`` (or -1)."""
+
+    def __init__(self, outputs: dict[int, int], stdin: int, ended: Callable[[], None]) -> None:
+        """``ended`` is called when all outputs have come to their end and were taken."""
+        self._loop = asyncio.get_running_loop()
+        self._outputs = {fd: stream for stream, fd in outputs.items()}
+        self._stdin = stdin
+        self._stdin_ready = asyncio.Event()
+        self._ended = ended
+        self._clients: set[Attachment] = set()
+        self._kept: deque[Chunk] = deque()
+        self._kept_bytes = 0
+        self._dropped = 0
+        self._reading = False
+        self._finished = False
+        self._resume()
+
+    def attach(self) -> Attachment:
+        """A new client; it gets what was kept first."""
+        client = Attachment(self)
+        client.chunks.extend(self._kept)
+        if client.chunks and self._dropped:
+            client.chunks[0] = client.chunks[0]._replace(dropped=self._dropped)
+        self._kept.clear()
+        self._kept_bytes = self._dropped = 0
+        client.at_end = self._finished
+        self._clients.add(client)
+        return client
+
+    def detach(self, client: Attachment) -> None:
+        self._clients.discard(client)
+        self.taken()
+
+    def taken(self) -> None:
+        """A client has room again, or is gone."""
+        if not self._reading and all(len(c.chunks) < _QUEUE for c in self._clients):
+            self._resume()
+
+    async def write_stdin(self, data: bytes) -> None:
+        """Returns when the pipe has taken all; what the process does not want to read any more is dropped."""
+        while data and self._stdin >= 0:
+            try:
+                data = data[os.write(self._stdin, data) :]
+            except BlockingIOError:
+                await self._writable()
+            except OSError as error:
+                if error.errno not in (errno.EPIPE, errno.EIO):
+                    raise
+                self.close_stdin()
+
+    def close_stdin(self) -> None:
+        if self._stdin >= 0:
+            self._loop.remove_writer(self._stdin)
+            os.close(self._stdin)
+            self._stdin = -1
+            self._stdin_ready.set()
+
+    def close(self) -> None:
+        """Give up what is still unread. Idempotent."""
+        self.close_stdin()
+        self._pause()
+        for fd in tuple(self._outputs):
+            os.close(fd)
+        self._outputs.clear()
+        self._finish()
+
+    async def _writable(self) -> None:
+        self._stdin_ready.clear()
+        self._loop.add_writer(self._stdin, self._stdin_ready.set)
+        try:
+            await self._stdin_ready.wait()
+        finally:
+            if self._stdin >= 0:
+                self._loop.remove_writer(self._stdin)
+
+    def _resume(self) -> None:
+        self._reading = True
+        for fd in self._outputs:
+            self._loop.add_reader(fd, self._read, fd)
+
+    def _pause(self) -> None:
+        self._reading = False
+        for fd in self._outputs:
+            self._loop.remove_reader(fd)
+
+    def _read(self, fd: int) -> None:
+        try:
+            data = os.read(fd, CHUNK)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            data = b""  # a terminal that no process has open any more
+        if data:
+            self._hand_out(Chunk(self._outputs[fd], data))
+            return
+        self._loop.remove_reader(fd)
+        os.close(fd)
+        del self._outputs[fd]
+        if not self._outputs:
+            self._finish()
+
+    def _hand_out(self, chunk: Chunk) -> None:
+        if not self._clients:
+            self._keep(chunk)
+            return
+        for client in self._clients:
+            client.put(chunk)
+        if any(len(c.chunks) >= _QUEUE for c in self._clients):
+            self._pause()
+
+    def _keep(self, chunk: Chunk) -> None:
+        self._kept.append(chunk)
+        self._kept_bytes += len(chunk.data)
+        while self._kept_bytes > KEPT_BYTES:
+            oldest = self._kept.popleft()
+            surplus = min(self._kept_bytes - KEPT_BYTES, len(oldest.data))
+            self._kept_bytes -= surplus
+            self._dropped += surplus
+            if surplus < len(oldest.data):
+                self._kept.appendleft(oldest._replace(data=oldest.data[surplus:]))
+
+    def _finish(self) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        self.close_stdin()
+        for client in self._clients:
+            client.end()
+        self._ended()
+
+
+class Attachment:
+    """One client: an asynchronous iterator over chunks."""
+
+    __slots__ = ("_point", "_waiter", "at_end", "chunks")
+
+    def __init__(self, point: AttachPoint) -> None:
+        self._point = point
+        self._waiter: asyncio.Future[None] | None = None
+        self.chunks: deque[Chunk] = deque()
+        self.at_end = False
+
+    def put(self, chunk: Chunk) -> None:
+        self.chunks.append(chunk)
+        self._wake()
+
+    def end(self) -> None:
+        self.at_end = True
+        self._wake()
+
+    def close(self) -> None:
+        self._point.detach(self)
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        while True:
+            while self.chunks:
+                yield self.chunks.popleft()
+                self._point.taken()
+            if self.at_end:
+                return
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,178 @@
+"""The standard streams of one process: where its client wants them, the descriptors it gets, what runs between.
+
+A stream is named as in containerd's API: "" (nothing), the path of a FIFO or of an existing file, ``fifo://PATH``,
+``file://PATH`` (made if it is missing, appended to), or our ``attach:`` (kept for clients of the daemon).
+
+The process never gets the client's file or FIFO itself, always a pipe or a terminal with a relay behind: a descriptor
+of a host file in a container would let its root truncate it, read it through /proc/self/fd, or make it setuid.
+
+- For output, a FIFO is opened for reading *and* writing, so readers may come and go: no end of file, no SIGPIPE, and
+  it takes the bytes (up to its size) while nobody reads (fifo(7)).
+- For input, the reading end and a writing end of our own are opened; the latter is what CloseIO closes, so a client
+  that detaches does not end the process's input, and one that half-closes does.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import ExitStack
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from shimd.errors import InvalidArgument, NotFound, Unimplemented
+from shimd.supervise.attach import STDERR, STDOUT
+
+ATTACH = "attach:"
+
+_CLOEXEC = os.O_CLOEXEC | os.O_NOCTTY
+_DEFERRED_SCHEMES = ("binary", "binary-v2")
+
+
+class Target(NamedTuple):
+    """One parsed name; ``kind`` is "null", "attach", "path" or "file"."""
+
+    kind: str
+    path: str = ""
+
+
+def parse_target(uri: str) -> Target:
+    """Raises InvalidArgument, or Unimplemented for a scheme that others have."""
+    if not uri:
+        return Target("null")
+    if uri == ATTACH:
+        return Target("attach")
+    if uri.startswith("/"):
+        return Target("path", uri)
+    parts = urlsplit(uri)
+    if parts.scheme in ("fifo", "file") and not parts.netloc and parts.path.startswith("/"):
+        return Target("file" if parts.scheme == "file" else "path", unquote(parts.path))
+    if parts.scheme in _DEFERRED_SCHEMES:
+        raise Unimplemented(f"stdio {uri}: {parts.scheme} is not supported yet")
+    raise InvalidArgument(f"stdio {uri!r} is neither an absolute path nor a known URI")
+
+
+class Ends(NamedTuple):
+    """What the process gets; -1 where a terminal takes the place."""
+
+    stdin: int
+    stdout: int
+    stderr: int
+
+
+class OpenStdio:
+    """Opened streams before the process exists. ``ends`` are the process's; ``close`` gives everything up."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        self.terminal = terminal
+        self.ends = Ends(-1, -1, -1)
+        # Our sides, each descriptor at most once; -1 is none.
+        self.input = -1  # where stdin comes from: a FIFO's reading end
+        self.input_keeper = -1  # the FIFO's writing end that holds it open
+        self.outputs: dict[int, int] = {}  # stream -> where its bytes go
+        self.pipes: dict[str, int] = {}  # "stdin", "stdout", "stderr" -> our end of the pipe to the process
+        self.attach_stdin = False
+        self.attached: set[int] = set()  # streams that clients of the daemon take
+
+    def close_ends(self) -> None:
+        """The process has its copies, or will never exist. Idempotent."""
+        for fd in set(self.ends):
+            _close(fd)
+        self.ends = Ends(-1, -1, -1)
+
+    def close(self) -> None:
+        self.close_ends()
+        for fd in (self.input, self.input_keeper, *self.outputs.values(), *self.pipes.values()):
+            _close(fd)
+        self.input = self.input_keeper = -1
+        self.outputs.clear()
+        self.pipes.clear()
+
+
+def open_stdio(stdin: str, stdout: str, stderr: str, *, terminal: bool, uid: int = 0, gid: int = 0) -> OpenStdio:
+    """Open what the three names mean; ``uid`` and ``gid`` own the pipes.
+
+    Raises InvalidArgument, NotFound, Unimplemented or OSError, and leaves nothing open then.
+    """
+    opened = OpenStdio(terminal=terminal)
+    with ExitStack() as stack:
+        stack.callback(opened.close)
+        _open_input(opened, parse_target(stdin))
+        targets = {STDOUT: parse_target(stdout), STDERR: parse_target("" if terminal else stderr)}
+        for stream, target in targets.items():
+            _open_output(opened, stream, target, shared=targets[STDOUT] if stream == STDERR else None)
+        if not terminal:
+            _make_ends(opened, targets, uid, gid)
+        stack.pop_all()
+    return opened
+
+
+def _open_input(opened: OpenStdio, target: Target) -> None:
+    if target.kind == "attach":
+        opened.attach_stdin = True
+    elif target.kind != "null":
+        opened.input = _open(target.path, os.O_RDONLY | os.O_NONBLOCK)
+        if not stat.S_ISFIFO(os.fstat(opened.input).st_mode):
+            raise InvalidArgument(f"stdin {target.path} is not a FIFO")
+        opened.input_keeper = _open(target.path, os.O_WRONLY | os.O_NONBLOCK)
+
+
+def _open_output(opened: OpenStdio, stream: int, target: Target, *, shared: Target | None) -> None:
+    if target.kind == "attach":
+        opened.attached.add(stream)
+    elif target.kind != "null":
+        if target == shared and STDOUT in opened.outputs:
+            opened.outputs[stream] = os.dup(opened.outputs[STDOUT])
+        elif target.kind == "file":
+            os.makedirs(os.path.dirname(target.path), 0o755, exist_ok=True)
+            opened.outputs[stream] = _open(target.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        else:
+            opened.outputs[stream] = _open_fifo_or_file(target.path)
+
+
+def _open_fifo_or_file(path: str) -> int:
+    fd = _open(path, os.O_RDWR | os.O_APPEND | os.O_NONBLOCK)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISREG(mode):
+        return fd
+    os.close(fd)
+    raise InvalidArgument(f"stdio {path} is neither a FIFO nor a regular file")
+
+
+def _open(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | _CLOEXEC, 0o644)
+    except FileNotFoundError as error:
+        raise NotFound(f"stdio {path} does not exist") from error
+
+
+def _make_ends(opened: OpenStdio, targets: dict[int, Target], uid: int, gid: int) -> None:
+    """Fill ``opened.ends`` one by one, so that a failure half-way leaves nothing that ``opened.close`` misses."""
+    null = os.open("/dev/null", os.O_RDWR | _CLOEXEC)
+    opened.ends = Ends(null, null, null)
+    if opened.input >= 0 or opened.attach_stdin:
+        theirs, opened.pipes["stdin"] = _pipe(uid, gid, process_end=0)
+        opened.ends = opened.ends._replace(stdin=theirs)
+    if targets[STDOUT].kind != "null":
+        theirs, opened.pipes["stdout"] = _pipe(uid, gid, process_end=1)
+        opened.ends = opened.ends._replace(stdout=theirs)
+    if targets[STDERR].kind != "null":
+        theirs, opened.pipes["stderr"] = _pipe(uid, gid, process_end=1)
+        opened.ends = opened.ends._replace(stderr=theirs)
+    if null not in opened.ends:
+        os.close(null)
+
+
+def _pipe(uid: int, gid: int, *, process_end: int) -> tuple[int, int]:
+    """(the process's end, ours); only ours is non-blocking."""
+    fds = os.pipe2(os.O_CLOEXEC)
+    theirs, ours = fds[process_end], fds[1 - process_end]
+    os.set_blocking(ours, False)
+    if uid or gid:
+        os.fchown(theirs, uid, gid)
+    return theirs, ours
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)

@@ -1,0 +1,113 @@
+"""The running streams of one process: relays, console and attached clients behind one handle."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Callable
+
+from shimd.errors import FailedPrecondition
+from shimd.linux import pty
+from shimd.supervise.attach import STDERR, STDOUT, AttachPoint
+from shimd.supervise.relay import CopyRelay, Relay, SpliceRelay
+from shimd.supervise.stdio import OpenStdio
+
+_PIPE_NAMES = {STDOUT: "stdout", STDERR: "stderr"}
+
+
+class Streams:
+    """Takes over the descriptors of ``opened``, and ``console`` (the terminal's master, or -1)."""
+
+    def __init__(self, opened: OpenStdio, console: int) -> None:
+        opened.close_ends()
+        self._loop = asyncio.get_running_loop()
+        self._drained: asyncio.Future[None] = self._loop.create_future()
+        self._unfinished = 1  # ourselves, until everything is set up
+        self._console = console
+        self._relays: list[Relay] = []
+        self._input_keeper = opened.input_keeper
+        self.attach_point: AttachPoint | None = None
+        if console >= 0:
+            os.set_blocking(console, False)
+        self._start_outputs(opened)
+        self._start_input(opened)
+        self._output_ended()
+
+    @property
+    def is_drained(self) -> bool:
+        return self._drained.done()
+
+    async def drained(self) -> None:
+        """Returns when all that was written is with its readers (or its FIFO)."""
+        await asyncio.shield(self._drained)
+
+    def close_stdin(self) -> None:
+        """End the input once its other writers have ended theirs. Idempotent."""
+        if self._input_keeper >= 0:
+            os.close(self._input_keeper)
+            self._input_keeper = -1
+        if self.attach_point is not None and self._console < 0:
+            self.attach_point.close_stdin()
+
+    def resize(self, width: int, height: int) -> None:
+        """Raises FailedPrecondition without a terminal."""
+        if self._console < 0:
+            raise FailedPrecondition("process has no terminal")
+        pty.set_winsize(self._console, height, width)
+
+    def close(self) -> None:
+        """Stop everything; undelivered bytes are lost. Idempotent."""
+        self.close_stdin()
+        for relay in self._relays:
+            relay.close()
+        if self.attach_point is not None:
+            self.attach_point.close()
+        if self._console >= 0:
+            os.close(self._console)
+            self._console = -1
+
+    def _start_outputs(self, opened: OpenStdio) -> None:
+        attached = {}
+        for stream in (STDOUT, STDERR):
+            source = self._output_source(opened, stream)
+            if source < 0:
+                continue
+            self._unfinished += 1
+            if stream in opened.attached:
+                attached[stream] = source
+                continue
+            target = opened.outputs.pop(stream, -1)
+            if target < 0:
+                target = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+            self._relays.append(self._relay(source, target, self._output_ended))
+        if attached or opened.attach_stdin:
+            self._unfinished += 1 - len(attached)
+            stdin = self._input_target(opened) if opened.attach_stdin else -1
+            self.attach_point = AttachPoint(attached, stdin, self._output_ended)
+
+    def _start_input(self, opened: OpenStdio) -> None:
+        if opened.input >= 0:
+            source, opened.input = opened.input, -1
+            self._relays.append(self._relay(source, self._input_target(opened), _nothing))
+
+    def _output_source(self, opened: OpenStdio, stream: int) -> int:
+        if self._console < 0:
+            return opened.pipes.pop(_PIPE_NAMES[stream], -1)
+        return os.dup(self._console) if stream == STDOUT else -1
+
+    def _input_target(self, opened: OpenStdio) -> int:
+        return os.dup(self._console) if self._console >= 0 else opened.pipes.pop("stdin")
+
+    def _relay(self, source: int, target: int, ended: Callable[[], None]) -> Relay:
+        spliced = self._console < 0 and stat.S_ISFIFO(os.fstat(target).st_mode)
+        return (SpliceRelay if spliced else CopyRelay)(source, target, ended)
+
+    def _output_ended(self) -> None:
+        self._unfinished -= 1
+        if self._unfinished == 0 and not self._drained.done():
+            self._drained.set_result(None)
+
+
+def _nothing() -> None:
+    """What happens when input ends: the relay closed the process's pipe, and that is all."""
