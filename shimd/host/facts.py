@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import NamedTuple
 
 from shimd.linux import caps, proc, seccomp
 from shimd.linux.mount import statfs_type
 
 SELINUX_MAGIC = 0xF97CFF8C
+_INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO
 
 _SECCOMP_FLAGS = (
     ("SECCOMP_FILTER_FLAG_TSYNC", seccomp.SECCOMP_FILTER_FLAG_TSYNC),
@@ -85,7 +87,7 @@ def probe() -> HostFacts:
         effective_caps=caps.capget().effective,
         last_cap=caps.last_cap(),
         euid=os.geteuid(),
-        in_userns=_read("/proc/self/uid_map").split() not in ([], ["0", "0", "4294967295"]),
+        in_userns=_in_userns(),
         seccomp_actions=tuple(_read("/proc/sys/kernel/seccomp/actions_avail").split()),
         seccomp_flags=tuple(text for text, flag in _SECCOMP_FLAGS if seccomp.flag_supported(flag)),
         proc_kcore=os.path.exists("/proc/kcore"),
@@ -106,10 +108,16 @@ def _read(path: str) -> str:
 
 
 def _version(release: str) -> tuple[int, int]:
-    major, _, rest = release.partition(".")
-    minor = rest.partition(".")[0]
-    digits = "".join(character for character in minor if character.isdigit())
-    return int(major), int(digits or 0)
+    found = re.match(r"(\d+)(?:\.(\d+))?", release)
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+
+
+def _in_userns() -> bool:
+    """By the inode that the initial user namespace always has; its id map says nothing while it is not written."""
+    try:
+        return os.stat("/proc/self/ns/user").st_ino != _INITIAL_USER_NAMESPACE
+    except FileNotFoundError:  # a kernel without user namespaces
+        return False
 
 
 def _is_filesystem(path: str, magic: int) -> bool:
