@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
-from errno import EBUSY, EEXIST, EINTR, EINVAL, ENODEV, ENOENT, ENOTEMPTY, EOPNOTSUPP
+from collections.abc import Iterable, Iterator, Sequence
+from errno import EACCES, EBUSY, EEXIST, EINTR, EINVAL, ENODEV, ENOENT, ENOTEMPTY, EOPNOTSUPP, EPERM, EROFS
 from typing import NamedTuple
 
 from shimd.errors import RuntimeFailure
@@ -26,6 +26,7 @@ _BENEATH = (
     | linux_path.RESOLVE_NO_XDEV
 )
 _READ_SIZE = 65536
+NO_PERMISSION = (EACCES, EPERM, EROFS)
 GONE = (ENOENT, ENODEV)  # ENODEV: the cgroup was removed while the file was open
 
 # rmdir answers EBUSY until the last task has left its cgroup, which is a little after it was reaped. There is
@@ -104,22 +105,28 @@ class Directory:
     def has(self, file: str) -> bool:
         return os.access(file, os.F_OK, dir_fd=self.fd)
 
-    def apply(self, writes: Iterable[Write]) -> None:
+    def apply(self, writes: Sequence[Write]) -> None:
         """Writes in order, then those again that were refused with EINVAL and may be. Raises RuntimeFailure."""
+        late = self._write_each(writes, retry=True)
+        self._write_each(late, retry=False)
+
+    def _write_each(self, writes: Sequence[Write], *, retry: bool) -> list[Write]:
+        """The writes to be tried again. A run of writes to one file, as of device rules, opens it once."""
         late = []
-        for item in writes:
-            try:
-                self.write(item.file, item.value)
-            except OSError as err:
-                if err.errno == EINVAL and item.retry:
-                    late.append(item)
-                elif err.errno not in item.ignore:
-                    raise write_error(err, item.value) from err
-        for item in late:
-            try:
-                self.write(item.file, item.value)
-            except OSError as err:
-                raise write_error(err, item.value) from err
+        with contextlib.ExitStack() as stack:
+            fd, opened = -1, ""
+            for item in writes:
+                try:
+                    if item.file != opened:
+                        fd, opened = self.open(item.file, os.O_WRONLY), item.file
+                        stack.callback(os.close, fd)
+                    write_fd(fd, item.value, f"{self.path}/{item.file}")
+                except OSError as err:
+                    if err.errno == EINVAL and item.retry and retry:
+                        late.append(item)
+                    elif err.errno not in item.ignore:
+                        raise write_error(err, item.value) from err
+        return late
 
     def children(self) -> list[str]:
         """Names of the sub-cgroups."""

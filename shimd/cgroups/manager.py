@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from shimd.cgroups.oom import Watch
-from shimd.cgroups.place import groups_from_state, v1_groups
+from shimd.cgroups.place import groups_from_state, v1_groups, v2_group
 from shimd.cgroups.stats import Stats
 from shimd.cgroups.v1 import V1Manager
+from shimd.cgroups.v2 import V2Manager
 from shimd.cgroups.view import View
 from shimd.errors import InternalError, Unimplemented
 from shimd.host.facts import HostFacts
@@ -80,6 +81,11 @@ class CgroupManager(Protocol):
 
     def oom_watch(self) -> Watch: ...
 
+    def delegate(self, uid: int) -> None:
+        """Hand the cgroup to a user of a container with its own, writable view of it (v2; nothing on v1, which
+        cannot do so safely).
+        """
+
     def destroy(self) -> None:
         """Remove, with what the container made below; waits a few seconds for processes that are still exiting."""
 
@@ -99,6 +105,9 @@ def manager(host: HostFacts, *, cgroups_path: str, container_id: str, root: str 
     if host.cgroup_mode in ("v1", "hybrid"):
         groups = v1_groups(host.hierarchies, host.unified, cgroups_path, container_id, root)
         return V1Manager(groups, in_userns=host.in_userns, tolerant=tolerant)
+    if host.unified is not None:
+        group = v2_group(host.unified, cgroups_path, container_id, root)
+        return V2Manager(group, controllers=host.unified.controllers, in_userns=host.in_userns, tolerant=tolerant)
     raise Unimplemented("this system has no cgroup hierarchy mounted")
 
 
@@ -108,5 +117,8 @@ def from_state(host: HostFacts, document: Mapping[str, object]) -> CgroupManager
     match document.get("driver"):
         case "v1":
             return V1Manager(groups, in_userns=host.in_userns)
+        case "v2":
+            group = groups[0] if groups else None
+            return V2Manager(group, controllers=host.unified_controllers, in_userns=host.in_userns)
         case other:
             raise InternalError(f"unusable cgroup driver in the saved state: {other!r}")

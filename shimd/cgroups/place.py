@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from typing import NamedTuple
 
-from shimd.errors import InternalError, InvalidSpec, Problem
+from shimd.errors import InternalError, InvalidArgument, InvalidSpec, Problem
 from shimd.host.facts import Hierarchy
 
 _POINTER = "/linux/cgroupsPath"
@@ -44,6 +44,13 @@ def relative_path(cgroups_path: str, container_id: str, own_path: str) -> str:
     if "\0" in wanted or "\n" in wanted:
         raise InvalidSpec([Problem(_POINTER, "a cgroup's name cannot have a line break or a null byte")])
     return wanted
+
+
+def sub_path(group: Group, sub: str) -> str:
+    """A cgroup below the container's, for exec. Raises InvalidArgument when it is not below."""
+    if ".." in sub.split("/") or not clean(sub):
+        raise InvalidArgument(f"bad sub cgroup path: {sub}")
+    return f"{group.path}/{clean(sub)}"
 
 
 def v1_groups(

@@ -11,16 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from errno import EACCES, EBUSY, EPERM, EROFS
+from errno import EBUSY
 
 from shimd.cgroups import devices, files, freezer, kill, oom, resources_v1, stats, stats_v1, update
-from shimd.cgroups.files import Directory, Write
-from shimd.cgroups.place import Group, groups_to_state
+from shimd.cgroups.files import NO_PERMISSION, Directory, Write
+from shimd.cgroups.place import Group, groups_to_state, sub_path
 from shimd.cgroups.view import View, view_v1
 from shimd.errors import FailedPrecondition, RuntimeFailure
 from shimd.oci.model import Resources
-
-NO_PERMISSION = (EACCES, EPERM, EROFS)
 
 
 class V1Manager:
@@ -105,15 +103,16 @@ class V1Manager:
         if not fresh:
             self._refuse_used(group)
         writes = [item for controller in group.controllers for item in plan.get(controller, ())]
-        by_cpuset, by_devices = "cpuset" in group.controllers, "devices" in group.controllers and access is not None
-        if by_cpuset:
-            _fill_cpusets(group, writes)
-        if writes or by_devices:
-            with Directory(group.mount, group.path) as directory:
-                if by_devices and access is not None:
-                    directory.apply(_device_writes(directory, access, fresh=fresh))
-                _apply(directory, writes)
-        self._procs.append(files.open_file(group.mount, f"{group.path}/cgroup.procs", os.O_WRONLY))
+        if access is not None and "devices" in group.controllers:
+            writes += _device_writes(group, access, fresh=fresh)
+        if "cpuset" in group.controllers:
+            _fill_cpusets(group, made, writes)
+        if not writes:
+            self._procs.append(files.open_file(group.mount, f"{group.path}/cgroup.procs", os.O_WRONLY))
+            return True
+        with Directory(group.mount, group.path) as directory:
+            _apply(directory, writes)
+            self._procs.append(directory.open("cgroup.procs", os.O_WRONLY))
         return True
 
     def _refuse_used(self, group: Group) -> None:
@@ -133,6 +132,9 @@ class V1Manager:
         for mount, made in reversed(self._made):
             files.remove_made(mount, made)
         self._made.clear()
+
+    def delegate(self, uid: int) -> None:
+        """Nothing: a user who can write to a v1 hierarchy could leave it."""
 
     def destroy(self) -> None:
         """Removes the container's directories and what it made below them. Parents stay, as with the other
@@ -166,8 +168,8 @@ class V1Manager:
         fds: list[int] = []
         with contextlib.ExitStack() as undo:
             for group in groups:
-                path = f"{group.path}/{sub}/cgroup.procs" if sub else f"{group.path}/cgroup.procs"
-                fds.append(files.open_file(group.mount, path, os.O_WRONLY))
+                path = sub_path(group, sub) if sub else group.path
+                fds.append(files.open_file(group.mount, f"{path}/cgroup.procs", os.O_WRONLY))
                 undo.callback(os.close, fds[-1])
             undo.pop_all()
         return fds
@@ -290,8 +292,11 @@ def _uses_bfq(mount: str) -> bool:
     return not os.path.exists(f"{mount}/blkio.weight") and os.path.exists(f"{mount}/blkio.bfq.weight")
 
 
-def _device_writes(directory: Directory, target: devices.Access, *, fresh: bool) -> list[Write]:
-    current = devices.EVERYTHING if fresh else devices.parse_list(directory.read("devices.list"))
+def _device_writes(group: Group, target: devices.Access, *, fresh: bool) -> list[Write]:
+    current = devices.EVERYTHING
+    if not fresh:
+        with Directory(group.mount, group.path) as directory:
+            current = devices.parse_list(directory.read("devices.list"))
     return [
         Write("devices.allow" if rule.allow else "devices.deny", rule.text())
         for rule in devices.transition(current, target)
@@ -317,22 +322,24 @@ def _apply(directory: Directory, writes: list[Write]) -> None:
         raise
 
 
-def _fill_cpusets(group: Group, writes: list[Write]) -> None:
+def _fill_cpusets(group: Group, made: list[str], writes: list[Write]) -> None:
     """Give the group, and parents that have none, the CPUs and memory nodes of the parent: a cpuset cgroup begins
-    empty, and no process can enter an empty one (ENOSPC). Values that are about to be written anyway are left to
-    that.
+    empty, and no process can enter an empty one (ENOSPC). Parents of our making hand their values down to later
+    children by themselves.
     """
     coming = {item.file for item in writes}
-    wanted = [file for file in ("cpuset.cpus", "cpuset.mems") if file not in coming]
     try:
+        for path in made[:-1]:
+            with Directory(group.mount, path) as directory:
+                directory.write("cgroup.clone_children", "1")
         with Directory(group.mount, group.path) as directory:
-            for file in wanted:
-                if directory.read(file).strip() == "":
-                    directory.write(file, _inherited(group.mount, os.path.dirname(group.path), file))
-            # values that were asked for have to be within the parent's, which may be empty still
-            if coming and "/" in group.path:
-                for file in coming:
-                    _inherited(group.mount, os.path.dirname(group.path), file)
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                if directory.read(file) != "\n":
+                    continue
+                # asked for or not, the value has to be within the parent's, which may be empty still
+                value = _inherited(group.mount, os.path.dirname(group.path), file)
+                if file not in coming:
+                    directory.write(file, value)
     except OSError as err:
         raise RuntimeFailure(f"unable to inherit {err.filename}: {files.errno_text(err)}") from err
 
