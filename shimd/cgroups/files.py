@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from errno import EACCES, EBUSY, EEXIST, EINTR, EINVAL, ENODEV, ENOENT, ENOTEMPTY, EOPNOTSUPP, EPERM, EROFS
+from collections.abc import Callable, Iterable, Sequence
+from errno import EACCES, EBUSY, EEXIST, EINTR, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, EROFS
 from typing import NamedTuple
 
-from shimd.errors import RuntimeFailure
+from shimd.errors import ResourceExhausted, RuntimeFailure
 from shimd.linux import path as linux_path
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -34,6 +34,8 @@ GONE = (ENOENT, ENODEV)  # ENODEV: the cgroup was removed while the file was ope
 _RMDIR_ROUNDS = 16
 _RMDIR_FIRST_PAUSE = 0.00005
 
+_MAX_STEPS = 1_000_000  # of a walk: a container can make cgroups as fast as they are visited
+
 
 class Write(NamedTuple):
     """One value for one file. ``ignore``: errnos that are no failure. ``retry``: on EINVAL write again after the
@@ -51,10 +53,9 @@ class Directory:
 
     __slots__ = ("fd", "path")
 
-    def __init__(self, mount: str, relative: str) -> None:
-        """Raises OSError: ENOENT when there is no such cgroup."""
-        self.path = f"{mount}/{relative}" if relative else mount
-        self.fd = open_beneath(mount, relative)
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
 
     def __enter__(self) -> Directory:
         return self
@@ -163,9 +164,14 @@ def open_file(mount: str, relative: str, flags: int) -> int:
         os.close(root)
 
 
+def open_directory(mount: str, relative: str) -> Directory:
+    """Raises OSError: ENOENT when there is no such cgroup."""
+    return Directory(open_beneath(mount, relative), f"{mount}/{relative}" if relative else mount)
+
+
 def open_if_there(mount: str, relative: str) -> Directory | None:
     try:
-        return Directory(mount, relative)
+        return open_directory(mount, relative)
     except OSError as err:
         if err.errno in GONE:
             return None
@@ -279,36 +285,74 @@ def _remove_tree(mount: str, relative: str) -> None:
     try:
         os.rmdir(path)
         return
-    except FileNotFoundError:
-        return
     except OSError as err:
-        # EROFS and EPERM come even for a path that does not exist; ENOTEMPTY and EBUSY may mean sub-cgroups.
-        if err.errno not in (EBUSY, ENOTEMPTY) and not os.path.lexists(path):
+        # EROFS and EPERM come even for a path that does not exist; EBUSY may mean sub-cgroups
+        if err.errno == ENOENT or not os.path.lexists(path):
             return
+    visit(mount, relative, leave=_remove_child)
     with contextlib.suppress(FileNotFoundError):
-        for child in _children_of(mount, relative):
-            _remove_tree(mount, f"{relative}/{child}")
         os.rmdir(path)
 
 
-def _children_of(mount: str, relative: str) -> list[str]:
-    with Directory(mount, relative) as directory:
-        return directory.children()
+def _remove_child(parent: Directory, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            os.rmdir(name, dir_fd=parent.fd)
+        except OSError as err:
+            err.filename = f"{parent.path}/{name}"
+            raise
 
 
-def walk(mount: str, relative: str) -> Iterator[Directory]:
-    """Every cgroup of a subtree, outermost first, each open while it is yielded; those that vanish meanwhile are
-    skipped.
+def visit(
+    mount: str,
+    relative: str,
+    *,
+    enter: Callable[[Directory], None] = lambda _: None,
+    leave: Callable[[Directory, str], None] = lambda _parent, _name: None,
+) -> None:
+    """``enter`` each cgroup of a subtree, ``leave`` (parent, name) each but the top after those below it; vanished
+    ones are skipped.
+
+    A container that manages cgroups below its own may nest them deeper than PATH_MAX, the descriptor limit or
+    Python's stack allow, to keep us from finding its processes; so this goes down and up by name, one descriptor at
+    a time.
     """
-    pending = [relative]
-    while pending:
-        current = pending.pop()
-        directory = open_if_there(mount, current)
-        if directory is None:
-            continue
-        with directory:
-            yield directory
-            pending.extend(f"{current}/{name}" if current else name for name in directory.children())
+    current = open_if_there(mount, relative)
+    if current is None:
+        return
+    names: list[str] = []
+    try:
+        enter(current)
+        pending = [current.children()]
+        for _ in range(_MAX_STEPS):
+            if pending[-1]:
+                child = _open_child(current, pending[-1].pop())
+                if child is not None:
+                    names.append(os.path.basename(child.path))
+                    current.close()
+                    current = child
+                    enter(current)
+                    pending.append(current.children())
+                continue
+            pending.pop()
+            if not names:
+                return
+            parent = Directory(os.open("..", _DIRECTORY, dir_fd=current.fd), os.path.dirname(current.path))
+            current.close()
+            current = parent
+            leave(current, names.pop())
+    finally:
+        current.close()
+    raise ResourceExhausted(f"{mount}/{relative} has too many cgroups")
+
+
+def _open_child(parent: Directory, name: str) -> Directory | None:
+    try:
+        return Directory(os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent.fd), f"{parent.path}/{name}")
+    except OSError as err:
+        if err.errno in GONE:
+            return None
+        raise
 
 
 def _ids(directory: Directory) -> list[int]:
@@ -329,7 +373,6 @@ def pids_of(mount: str, relative: str) -> list[int]:
     namespace cannot see) is left out: nothing good comes of a signal to pid 0.
     """
     found: set[int] = set()
-    for directory in walk(mount, relative):
-        found.update(_ids(directory))
+    visit(mount, relative, enter=lambda directory: found.update(_ids(directory)))
     found.discard(0)
     return sorted(found)

@@ -13,7 +13,7 @@ import os
 from typing import Protocol
 
 from shimd.cgroups import files
-from shimd.cgroups.files import Directory, errno_text
+from shimd.cgroups.files import errno_text, open_directory
 from shimd.errors import RuntimeFailure
 from shimd.linux import inotify
 
@@ -85,7 +85,7 @@ class WatchV1(_Watch):
     def _register(self) -> int:
         event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            with Directory(self._mount, self._path) as directory:
+            with open_directory(self._mount, self._path) as directory:
                 control = directory.open(self._file, os.O_RDONLY)
                 try:
                     directory.write("cgroup.event_control", f"{event} {control}")

@@ -14,7 +14,7 @@ import signal
 from errno import EBUSY
 
 from shimd.cgroups import devices, files, freezer, kill, oom, resources_v1, stats, stats_v1, update
-from shimd.cgroups.files import NO_PERMISSION, Directory, Write
+from shimd.cgroups.files import NO_PERMISSION, Directory, Write, open_directory
 from shimd.cgroups.place import Group, groups_to_state, sub_path
 from shimd.cgroups.view import View, view_v1
 from shimd.errors import FailedPrecondition, RuntimeFailure
@@ -63,7 +63,7 @@ class V1Manager:
         group = self._find(controller)
         if group is None:
             raise FailedPrecondition(f"cannot {purpose}: the container has no {controller} cgroup")
-        return Directory(group.mount, group.path)
+        return open_directory(group.mount, group.path)
 
     def exists(self) -> bool:
         return any(os.path.isdir(group.directory) for group in self._groups)
@@ -99,7 +99,7 @@ class V1Manager:
                 return False
             raise RuntimeFailure(f"mkdir {err.filename}: {files.errno_text(err)}") from err
         self._made.append((group.mount, made))
-        fresh = bool(made)
+        fresh = group.path in made  # not so when somebody made it just now, below parents that we made
         if not fresh:
             self._refuse_used(group)
         writes = [item for controller in group.controllers for item in plan.get(controller, ())]
@@ -110,7 +110,7 @@ class V1Manager:
         if not writes:
             self._procs.append(files.open_file(group.mount, f"{group.path}/cgroup.procs", os.O_WRONLY))
             return True
-        with Directory(group.mount, group.path) as directory:
+        with open_directory(group.mount, group.path) as directory:
             _apply(directory, writes)
             self._procs.append(directory.open("cgroup.procs", os.O_WRONLY))
         return True
@@ -123,7 +123,7 @@ class V1Manager:
         if pids:
             raise FailedPrecondition(f"container's cgroup is not empty: {len(pids)} process(es) found")
         if "freezer" in group.controllers:
-            with Directory(group.mount, group.path) as directory:
+            with open_directory(group.mount, group.path) as directory:
                 if directory.read_or("freezer.state", "") not in ("THAWED\n", ""):
                     raise FailedPrecondition("container's cgroup unexpectedly frozen")
 
@@ -295,7 +295,7 @@ def _uses_bfq(mount: str) -> bool:
 def _device_writes(group: Group, target: devices.Access, *, fresh: bool) -> list[Write]:
     current = devices.EVERYTHING
     if not fresh:
-        with Directory(group.mount, group.path) as directory:
+        with open_directory(group.mount, group.path) as directory:
             current = devices.parse_list(directory.read("devices.list"))
     return [
         Write("devices.allow" if rule.allow else "devices.deny", rule.text())
@@ -329,10 +329,12 @@ def _fill_cpusets(group: Group, made: list[str], writes: list[Write]) -> None:
     """
     coming = {item.file for item in writes}
     try:
-        for path in made[:-1]:
-            with Directory(group.mount, path) as directory:
+        for path in made:
+            if path == group.path:
+                continue
+            with open_directory(group.mount, path) as directory:
                 directory.write("cgroup.clone_children", "1")
-        with Directory(group.mount, group.path) as directory:
+        with open_directory(group.mount, group.path) as directory:
             for file in ("cpuset.cpus", "cpuset.mems"):
                 if directory.read(file) != "\n":
                     continue
@@ -346,7 +348,7 @@ def _fill_cpusets(group: Group, made: list[str], writes: list[Write]) -> None:
 
 def _inherited(mount: str, path: str, file: str) -> str:
     """The value of ``file`` at ``path``, which is filled from its own parent first when it is empty."""
-    with Directory(mount, path) as directory:
+    with open_directory(mount, path) as directory:
         value = directory.read(file).strip()
         if value or not path:
             return value

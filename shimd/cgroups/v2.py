@@ -13,7 +13,7 @@ import signal
 from errno import EACCES, ENOENT, EPERM
 
 from shimd.cgroups import device_filter, devices, files, freezer, kill, oom, resources_v2, stats, stats_v2, update
-from shimd.cgroups.files import NO_PERMISSION, Directory, Write
+from shimd.cgroups.files import NO_PERMISSION, Directory, Write, open_directory
 from shimd.cgroups.place import Group, clean, groups_to_state, sub_path
 from shimd.cgroups.view import View, view_v2
 from shimd.errors import FailedPrecondition, RuntimeFailure
@@ -59,7 +59,7 @@ class V2Manager:
 
     def _open(self) -> Directory:
         try:
-            return Directory(self._group.mount, self._group.path)
+            return open_directory(self._group.mount, self._group.path)
         except FileNotFoundError as err:
             raise FailedPrecondition(f"the container's cgroup {err.filename} does not exist") from err
 
@@ -93,7 +93,7 @@ class V2Manager:
                 self._refuse_used(directory)
                 self._enable_controllers(directory, needs_domain=resources_v2.needs_domain(resources))
                 directory.apply(writes)
-                fresh = bool(self._made)
+                fresh = group.path in self._made
                 device_filter.attach(directory.fd, access, fresh=fresh, optional=self._in_userns)
                 self._apply_unified(directory, unified)
                 self._procs.append(directory.open("cgroup.procs", os.O_WRONLY))
@@ -103,7 +103,7 @@ class V2Manager:
         """A directory that was there already: no process may be in it, and it may not be frozen, or init would hang
         on joining.
         """
-        if self._made:
+        if self._group.path in self._made:
             return
         pids = files.pids_of(self._group.mount, self._group.path)
         if pids:
@@ -119,7 +119,7 @@ class V2Manager:
             return
         parts = self._group.path.split("/")
         for depth in range(len(parts) + 1):
-            with Directory(self._group.mount, "/".join(parts[:depth])) as current:
+            with open_directory(self._group.mount, "/".join(parts[:depth])) as current:
                 if depth:
                     _check_type(current, needs_domain=needs_domain)
                 if depth < len(parts):
