@@ -43,6 +43,8 @@ _NUMBERS_X86_64 = {
     "inotify_add_watch": 254,
     "inotify_rm_watch": 255,
     "tee": 276,
+    "getcwd": 79,
+    "signalfd4": 289,
 }
 
 _NUMBERS_AARCH64 = {
@@ -73,6 +75,8 @@ _NUMBERS_AARCH64 = {
     "inotify_add_watch": 27,
     "inotify_rm_watch": 28,
     "tee": 77,
+    "getcwd": 17,
+    "signalfd4": 74,
 }
 
 # From 424 on, all architectures share their numbers.

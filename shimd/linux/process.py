@@ -70,6 +70,7 @@ _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes), the size of the first
 _PIDFD_INFO = struct.Struct("=QQ11Ii")
 
 _CLONE_ARGS = struct.Struct("=11Q")
+_PATH_MAX = 4096
 _RLIMIT = struct.Struct("=QQ")
 
 _python = ctypes.pythonapi
@@ -200,6 +201,19 @@ def close_range(first: int, last: int, flags: int) -> None:
 def personality(domain: int) -> int:
     """Sets and returns the previous one; 0xffffffff only asks."""
     return syscall(NR["personality"], domain)
+
+
+def getcwd() -> bytes:
+    """As the kernel has it, getcwd(2): "(unreachable)/…" outside of the root, where getcwd(3) fails or guesses."""
+    out = buffer(bytes(_PATH_MAX))
+    syscall(NR["getcwd"], out, len(out))
+    return out.value
+
+
+def signalfd(*signals: int) -> int:
+    """A non-blocking descriptor that is readable while one of ``signals``, which the caller blocks, is pending."""
+    mask = sum(1 << number - 1 for number in signals)
+    return syscall(NR["signalfd4"], -1, mask.to_bytes(8, "little"), 8, os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def sethostname(name: str) -> None:
