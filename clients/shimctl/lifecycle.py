@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import signal
 from typing import Any
@@ -101,15 +102,24 @@ class Signal(click.ParamType[int]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         text = str(value).upper().removeprefix("SIG")
-        if text.isdecimal() and 0 < int(text) <= signal.SIGRTMAX:
+        if text.isdecimal() and text.isascii() and 0 < int(text) <= signal.SIGRTMAX:
             return int(text)
-        base, plus, offset = text.partition("+")
-        if base in ("RTMIN", "RTMAX-") and plus and offset.isdecimal():
-            return int(signal.SIGRTMIN) + int(offset)
+        if text.startswith("RT"):
+            return self._real_time(text, str(value), param, ctx)
         try:
             return int(signal.Signals[f"SIG{text}"])
         except KeyError:
             self.fail(f"unknown signal {value!r}", param, ctx)
+
+    def _real_time(self, text: str, given: str, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """RTMIN, RTMIN+N, RTMAX, RTMAX-N: signal(7)."""
+        found = re.fullmatch(r"RT(?:MIN(?:\+(\d+))?|MAX(?:-(\d+))?)", text)
+        if found:
+            up, down = (int(group or 0) for group in found.groups())
+            number = signal.SIGRTMIN + up if text.startswith("RTMIN") else signal.SIGRTMAX - down
+            if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
+                return int(number)
+        self.fail(f"unknown signal {given!r}", param, ctx)
 
 
 @click.command("kill")

@@ -90,7 +90,3 @@ def main(ctx: click.Context, address: str, namespace: str, output: str) -> None:
     125 when shimctl or the daemon failed, 126 and 127 when the program could not be executed or was not found.
     """
     ctx.obj = Target(address, namespace, as_json=output == "json")
-
-
-if __name__ == "__main__":
-    main()

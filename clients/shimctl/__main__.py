@@ -1,0 +1,5 @@
+"""`python -m clients.shimctl`."""
+
+from clients.shimctl.main import main
+
+main()
