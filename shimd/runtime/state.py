@@ -56,6 +56,7 @@ class ContainerState(NamedTuple):
     rootfs_mounts: tuple[str, ...]
     terminal: bool
     stdio: tuple[str, str, str]
+    changed_resources: Mapping[str, Any]
 
 
 _KEYS = {"pid": "init_process_pid", "start_time": "init_process_start"}

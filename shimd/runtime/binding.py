@@ -1,0 +1,124 @@
+"""Descriptors for a launch: what the slots of a plan are bound to."""
+
+from __future__ import annotations
+
+import errno
+import os
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, SOCK_STREAM, socket, socketpair
+from collections.abc import Iterable
+
+from shimd.errors import InvalidArgument, RuntimeFailure
+from shimd.linux import mount
+from shimd.linux.process import NAMESPACE_FILES, namespace_type
+from shimd.plan.ops import NamespaceFile, TreeSource
+from shimd.runtime.model import CreateOptions, ExecOptions, Stdio
+from shimd.runtime.state import START_SOCKET, StateDir
+
+
+class Slots:
+    """Descriptors by slot name for one launch. Those that are *owned* are closed with the object, the others are only
+    lent to it.
+    """
+
+    def __init__(self) -> None:
+        self._bound: list[tuple[str, int]] = []
+        self._owned: list[int] = []
+        self.cgroup_fd = -1
+
+    def lend(self, slot: str, fd: int) -> None:
+        self._bound.append((slot, fd))
+
+    def own(self, slot: str, fd: int) -> None:
+        self._owned.append(fd)
+        self._bound.append((slot, fd))
+
+    def bound(self) -> tuple[tuple[str, int], ...]:
+        return tuple(self._bound)
+
+    def close(self) -> None:
+        while self._owned:
+            os.close(self._owned.pop())
+
+    def __enter__(self) -> Slots:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # ---- what a process needs --------------------------------------------------------------------------------------
+
+    def add_process(self, stdio: Stdio, options: CreateOptions | ExecOptions) -> None:
+        """Raises InvalidArgument for a preserved descriptor that is not open."""
+        if options.console_socket >= 0:
+            self.lend("console", options.console_socket)
+        for slot, fd in zip(("stdin", "stdout", "stderr"), stdio[:3], strict=True):
+            if fd >= 0:
+                self.lend(slot, fd)
+
+        for index, fd in enumerate(options.preserve_fds):
+            try:
+                os.fstat(fd)
+            except OSError as error:
+                raise InvalidArgument(f"unable to stat preserved-fd {fd}: {error.strerror}") from error
+            self.lend(f"preserve.{index}", fd)
+
+    def add_cgroup_fd(self, fd: int) -> None:
+        """A cgroup v2 directory that the process is born in."""
+        self._owned.append(fd)
+        self.cgroup_fd = fd
+
+    def add_cgroups(self, procs: Iterable[int]) -> tuple[str, ...]:
+        """Owns ``procs``; returns the slots for JoinCgroup."""
+        names: list[str] = []
+        for index, fd in enumerate(procs):
+            names.append(f"cgroup.{index}")
+            self.own(names[-1], fd)
+        return tuple(names)
+
+    def add_namespaces(self, files: Iterable[NamespaceFile]) -> None:
+        """Raises InvalidArgument for a path that is not a namespace of the wanted type."""
+        for file in files:
+            self.own(file.slot, _open_namespace(file))
+
+    def add_trees(self, trees: Iterable[TreeSource]) -> None:
+        for tree in trees:
+            flags = mount.OPEN_TREE_CLONE | (mount.AT_RECURSIVE if tree.recursive else 0)
+            try:
+                self.own(tree.slot, mount.open_tree(mount.AT_FDCWD, tree.path, flags))
+            except OSError as error:
+                raise RuntimeFailure(f"open mount source {tree.path}: {error.strerror}") from error
+
+    def add_control(self) -> socket:
+        """The runtime's end of a new control socket; the caller closes it."""
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        self.own("control", theirs.detach())
+        return ours
+
+    def add_start_gate(self, directory: StateDir) -> None:
+        """Make start.sock, whose existence says that the container is created and not started."""
+        gate = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+        self.own("start", gate.fileno())
+        os.fchmod(gate.fileno(), 0o600)  # bind(2) gives the file the mode of the socket
+        gate.bind(f"/proc/self/fd/{directory.fd}/{START_SOCKET}")
+        gate.listen(1)
+        gate.detach()
+
+
+def _open_namespace(file: NamespaceFile) -> int:
+    kind = NAMESPACE_FILES[file.type]
+    try:
+        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise InvalidArgument(f"join {kind} namespace {file.path}: {error.strerror}") from error
+    try:
+        found = namespace_type(fd)
+    except OSError as error:
+        os.close(fd)
+        if error.errno not in (errno.ENOTTY, errno.EINVAL, errno.EBADF):
+            raise
+        raise InvalidArgument(f"join {kind} namespace {file.path}: not a namespace") from error
+    if found != file.type:
+        os.close(fd)
+        other = NAMESPACE_FILES.get(found, str(found))
+        raise InvalidArgument(f"join {kind} namespace {file.path}: it is a {other} namespace")
+    return fd

@@ -1,0 +1,188 @@
+"""The runtime: all that can be done with containers, without a daemon and without asyncio.
+
+Thread-safe for different containers; operations on one container are serialised by the caller. Everything raises
+``ShimdError``; nothing that failed leaves anything behind, unless a note of the error says so.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+from shimd.cgroups.manager import from_state
+from shimd.cgroups.stats import Stats
+from shimd.errors import NotFound, RuntimeFailure, ShimdError
+from shimd.host.facts import HostFacts
+from shimd.linux.process import pidfd_open
+from shimd.oci.model import Process, Resources
+from shimd.runtime import control, creating, deleting, execing, starting
+from shimd.runtime.launch import Launcher
+from shimd.runtime.model import (
+    DEFAULT_CREATE,
+    DEFAULT_EXEC,
+    NO_STDIO,
+    Container,
+    CreateOptions,
+    Environment,
+    ExecOptions,
+    ExecProcess,
+    Stdio,
+)
+from shimd.runtime.state import StateDir, check_id
+from shimd.runtime.status import Status
+
+__all__ = ["Container", "CreateOptions", "ExecOptions", "ExecProcess", "Listing", "Runtime", "Stdio"]
+
+
+Pids = list[int]  # Runtime.list hides the builtin
+
+
+class Listing(NamedTuple):
+    """Loaded containers, which the caller closes, and what was wrong with those that could not be loaded."""
+
+    containers: tuple[Container, ...]
+    problems: tuple[str, ...]
+
+
+class Runtime:
+    """``state_root`` holds <namespace>/<id>, or <id> for the namespace ""."""
+
+    def __init__(self, host: HostFacts, launcher: Launcher, state_root: str, *, seccomp_cache_dir: str = "") -> None:
+        self.env = Environment(host, launcher, state_root, seccomp_cache_dir)
+
+    # ---- making ----------------------------------------------------------------------------------------------------
+
+    def create(
+        self,
+        container_id: str,
+        bundle: str,
+        *,
+        namespace: str = "",
+        config: bytes | None = None,
+        stdio: Stdio = NO_STDIO,
+        options: CreateOptions = DEFAULT_CREATE,
+    ) -> Container:
+        """A container whose init waits for ``start``, or whose program runs (``options.gate`` False). ``config`` are
+        the bytes of config.json when the bundle's is not meant.
+
+        AlreadyExists comes before any side effect; InvalidSpec, InvalidArgument before there is a process.
+        """
+        return creating.create(self.env, namespace, container_id, bundle, config=config, stdio=stdio, options=options)
+
+    def start(self, container: Container) -> None:
+        """Let the program run: it does when this returns. A poststart hook that fails kills the container."""
+        starting.start(container)
+
+    def exec(
+        self,
+        container: Container,
+        exec_id: str,
+        process: Process,
+        *,
+        stdio: Stdio = NO_STDIO,
+        options: ExecOptions = DEFAULT_EXEC,
+    ) -> ExecProcess:
+        """Run one more process in the container."""
+        return execing.exec_process(self.env, container, exec_id, process, stdio, options)
+
+    def delete(self, container: Container, *, force: bool = False) -> tuple[str, ...]:
+        """Remove a container that is stopped or was not started, or with ``force`` any; closes it. Returns what its
+        poststop hooks complained of, which changes nothing.
+        """
+        return deleting.delete(self.env, container, force=force)
+
+    # ---- finding ---------------------------------------------------------------------------------------------------
+
+    def load(self, container_id: str, *, namespace: str = "") -> Container:
+        """A container that somebody else made, or we in a former life. NotFound; RuntimeFailure for a damaged state
+        file.
+        """
+        check_id("container", container_id)
+        directory = StateDir.open(self.env.state_root, namespace, container_id)
+        try:
+            state = directory.load()
+            if (state.id, state.namespace) != (container_id, namespace):
+                raise RuntimeFailure(f"{directory.path} holds the state of container {state.namespace}/{state.id}")
+            cgroup = from_state(self.env.host, state.cgroup)
+            return Container(state, directory, cgroup, _open_init(state.pid, state.start_time))
+        except BaseException:
+            directory.close()
+            raise
+
+    def list(self, *, namespace: str = "") -> Listing:
+        """All containers of a namespace, in the order of their ids."""
+        root = os.path.join(self.env.state_root, namespace)
+        containers, problems = [], []
+        for name in sorted(_subdirectories(root)):
+            try:
+                containers.append(self.load(name, namespace=namespace))
+            except NotFound:
+                continue  # being made or removed at this moment, or a stray directory
+            except ShimdError as error:
+                problems.append(str(error))
+        return Listing(tuple(containers), tuple(problems))
+
+    def namespaces(self) -> tuple[str, ...]:
+        return tuple(sorted(_subdirectories(self.env.state_root)))
+
+    def remove_stray(self, container_id: str, *, namespace: str = "") -> None:
+        """Remove a state directory that a creator which was killed has left without a state file; NotFound when there
+        is none.
+        """
+        check_id("container", container_id)
+        directory = StateDir.open(self.env.state_root, namespace, container_id)
+        try:
+            directory.remove()
+        finally:
+            directory.close()
+
+    # ---- controlling -----------------------------------------------------------------------------------------------
+
+    def status(self, container: Container) -> Status:
+        return control.derive_status(container)
+
+    def state_document(self, container: Container) -> dict[str, Any]:
+        """The state in the form of the specification."""
+        return control.state_document(container)
+
+    def kill(self, container: Container, signal: int, *, everyone: bool = False) -> None:
+        """Signal init, or ``everyone`` in the container. NotFound when init is dead."""
+        control.kill(container, signal, everyone=everyone)
+
+    def pause(self, container: Container) -> None:
+        control.pause(container)
+
+    def resume(self, container: Container) -> None:
+        control.resume(container)
+
+    def update(self, container: Container, change: Resources) -> tuple[str, ...]:
+        """Change limits; returns warnings."""
+        return control.update(self.env, container, change)
+
+    def stats(self, container: Container) -> Stats:
+        return control.stats(container)
+
+    def pids(self, container: Container) -> Pids:
+        """Of all processes, execs included; empty when stopped."""
+        return control.pids(container)
+
+
+def _open_init(pid: int, start_time: int) -> int:
+    """A pidfd, or -1. The number may have gone to another process between any two steps, so it is checked after the
+    opening, too.
+    """
+    try:
+        pidfd = pidfd_open(pid)
+    except OSError:
+        return -1
+    if control.is_same_process(pid, start_time):
+        return pidfd
+    os.close(pidfd)
+    return -1
+
+
+def _subdirectories(path: str) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []

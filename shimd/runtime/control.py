@@ -1,0 +1,108 @@
+"""Operations on a container that exists: its status, signals, pause and resume, limits, figures."""
+
+from __future__ import annotations
+
+import signal as signals
+from typing import Any
+
+from shimd.cgroups.stats import Stats
+from shimd.errors import NotFound
+from shimd.linux import proc
+from shimd.linux.process import pidfd_send_signal
+from shimd.oci import statejson
+from shimd.oci.model import Resources
+from shimd.oci.validate import validate_resources
+from shimd.oci.write import resources_document
+from shimd.runtime.model import Container, Environment
+from shimd.runtime.process import is_dead
+from shimd.runtime.state import START_SOCKET
+from shimd.runtime.status import Operation, Status, check
+
+
+def derive_status(container: Container) -> Status:
+    """From the freezer, the process and the start socket, in runc's order; nothing stored is trusted."""
+    if container.cgroup.frozen():
+        return Status.PAUSED
+    if not is_alive(container):
+        return Status.STOPPED
+    return Status.CREATED if container.directory.exists(START_SOCKET) else Status.RUNNING
+
+
+def is_alive(container: Container) -> bool:
+    """Whether init runs: a zombie does not. The pidfd was verified when it was opened, so no pid is looked at."""
+    return container.pidfd >= 0 and not is_dead(container.pidfd)
+
+
+def is_same_process(pid: int, start_time: int) -> bool:
+    """Whether ``pid`` is alive and the process of that start time, not a later one with the same number."""
+    try:
+        found = proc.stat(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return found.state not in ("Z", "X") and found.starttime == start_time
+
+
+def state_document(container: Container) -> dict[str, Any]:
+    """What ``state`` prints."""
+    status = derive_status(container)
+    state = container.state
+    return statejson.state_document(
+        container_id=state.id,
+        status=status.value,
+        pid=0 if status is Status.STOPPED else state.pid,
+        bundle=state.bundle,
+        rootfs=state.rootfs,
+        created=state.created,
+        annotations=state.annotations,
+    )
+
+
+def kill(container: Container, number: int, *, everyone: bool) -> None:
+    """Signal init, or ``everyone`` in the container's cgroup, init dead or not.
+
+    Where init does not end the others by its death (no pid namespace of its own), SIGKILL is for everyone too. Raises
+    NotFound when init is dead, unless ``everyone``.
+    """
+    check(Operation.KILL_ALL if everyone else Operation.KILL, derive_status(container), container.id)
+    if everyone or (number == signals.SIGKILL and not container.state.own_pid_namespace):
+        container.cgroup.kill(number)
+        return
+    try:
+        pidfd_send_signal(container.live_pidfd(), number)
+    except ProcessLookupError as error:
+        raise NotFound("container not running") from error
+    if number == signals.SIGKILL:
+        container.cgroup.wake_killed()
+
+
+def pause(container: Container) -> None:
+    check(Operation.PAUSE, derive_status(container), container.id)
+    container.cgroup.freeze()
+
+
+def resume(container: Container) -> None:
+    check(Operation.RESUME, derive_status(container), container.id)
+    container.cgroup.thaw()
+
+
+def update(env: Environment, container: Container, change: Resources) -> tuple[str, ...]:
+    """Change limits and write down the result; returns warnings. Raises InvalidSpec, RuntimeFailure with the old
+    limits in force.
+    """
+    check(Operation.UPDATE, derive_status(container), container.id)
+    warnings = validate_resources(change, env.host)
+    merged = container.cgroup.update(container.resources, change)
+    container.state = container.state._replace(changed_resources=resources_document(merged))
+    container.directory.save(container.state)
+    return warnings
+
+
+def stats(container: Container) -> Stats:
+    check(Operation.STATS, derive_status(container), container.id)
+    return container.cgroup.stats()
+
+
+def pids(container: Container) -> list[int]:
+    """All processes of the container, execs included, in the runtime's pid namespace; empty when stopped."""
+    check(Operation.PIDS, derive_status(container), container.id)
+    return container.cgroup.pids()

@@ -1,0 +1,271 @@
+"""``create``: from a bundle to an init that waits at the start gate, or to a running program.
+
+The order is the point. The state directory is reserved before anything else exists, limits are in force before a
+process is, the state is on disk before init is let go for the last time. Each thing made is put on a stack of what
+undoes it; a failure unwinds that: init killed and reaped, cgroup, state directory, poststop hooks, rootfs.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import socket
+from contextlib import closing
+
+from shimd.cgroups.manager import CgroupManager, manager
+from shimd.errors import RuntimeFailure
+from shimd.linux import proc
+from shimd.oci.model import Hook, Spec
+from shimd.plan import wire
+from shimd.plan.compile import compile_create
+from shimd.plan.ops import Plan
+from shimd.plan.options import CompileOptions
+from shimd.plan.rootfs import hook_specs
+from shimd.runtime import binding, hooks, rootfs
+from shimd.runtime.bundle import find_rootfs, read_config
+from shimd.runtime.dialogue import InitDied, Outcome, converse
+from shimd.runtime.launch import Launched, LaunchRequest
+from shimd.runtime.model import Container, CreateOptions, Environment, Phases, Stdio, launch_name
+from shimd.runtime.process import cgroup_view, hook_state, set_rlimits, was_oom_killed, write_maps
+from shimd.runtime.state import CONFIG_FILE, EXIT_FILE, ContainerState, StateDir, check_id, timestamp
+from shimd.runtime.undo import Undo
+
+_NAMESPACE_KEYS = {
+    "pid": ("NEWPID", "pid"),
+    "network": ("NEWNET", "net"),
+    "mount": ("NEWNS", "mnt"),
+    "ipc": ("NEWIPC", "ipc"),
+    "uts": ("NEWUTS", "uts"),
+    "user": ("NEWUSER", "user"),
+    "cgroup": ("NEWCGROUP", "cgroup"),
+    "time": ("NEWTIME", "time"),
+}
+
+
+def create(
+    env: Environment,
+    namespace: str,
+    container_id: str,
+    bundle: str,
+    *,
+    config: bytes | None,
+    stdio: Stdio,
+    options: CreateOptions,
+) -> Container:
+    """See Runtime.create."""
+    check_id("container", container_id)
+    if namespace:
+        check_id("namespace", namespace)
+    undo = Undo()
+    creation = _Creation(env, namespace, container_id, os.path.realpath(bundle), stdio, options, undo)
+    try:
+        return creation.run(config)
+    except OSError as error:
+        unwound = RuntimeFailure(f"create container {container_id}: {error.filename or ''}: {error.strerror}")
+        undo.unwind(unwound)
+        raise unwound from error
+    except BaseException as error:
+        undo.unwind(error)
+        raise
+
+
+class _Creation:
+    """One create. Methods run in the order in which they stand."""
+
+    def __init__(
+        self,
+        env: Environment,
+        namespace: str,
+        container_id: str,
+        bundle: str,
+        stdio: Stdio,
+        options: CreateOptions,
+        undo: Undo,
+    ) -> None:
+        self.env = env
+        self.namespace = namespace
+        self.id = container_id
+        self.name = launch_name(namespace, container_id)
+        self.bundle = bundle
+        self.stdio = stdio
+        self.options = options
+        self.undo = undo
+        self.phases = Phases()
+        self.mounted: tuple[str, ...] = ()
+        self.poststop: tuple[Hook, ...] = ()
+
+    def run(self, data: bytes | None) -> Container:
+        self.directory = self.reserve()
+        self.config = read_config(self.bundle, self.env.host, data)
+        self.spec = self.config.spec
+        self.mounted = self.mount()
+        self.phases.mark("read")
+        self.cgroup = self.make_cgroup()
+        self.phases.mark("cgroup")
+        with binding.Slots() as slots:
+            self.plan = self.compile(slots)
+            self.phases.mark("compile")
+            control = self.bind(slots)
+            with closing(control):
+                self.launched = self.launch(slots)
+                slots.close()
+                outcome = self.talk(control)
+        return self.finish(outcome)
+
+    # ---- before there is a process ---------------------------------------------------------------------------------
+
+    def reserve(self) -> StateDir:
+        directory = StateDir.reserve(self.env.state_root, self.namespace, self.id)
+        self.undo.push("unmount the rootfs", lambda: rootfs.unmount_rootfs(self.bundle, self.mounted))
+        self.undo.push("run the poststop hooks", self.run_poststop)
+        self.undo.push("close the state directory", directory.close)
+        self.undo.push("remove the state directory", directory.remove)
+        return directory
+
+    def mount(self) -> tuple[str, ...]:
+        mounts = self.options.rootfs
+        return rootfs.mount_rootfs(self.bundle, mounts) if mounts else ()
+
+    def make_cgroup(self) -> CgroupManager:
+        path = self.spec.linux.cgroups_path or ""
+        cgroup = manager(self.env.host, cgroups_path=path, container_id=self.id)
+        cgroup.create(self.spec.linux.resources)
+        self.undo.push("remove the cgroup", cgroup.destroy)
+        return cgroup
+
+    def compile(self, slots: binding.Slots) -> Plan:
+        options = CompileOptions(
+            id=self.id,
+            bundle=self.bundle,
+            rootfs=find_rootfs(self.bundle, self.spec),
+            gate=self.options.gate,
+            cgroup_slots=self.cgroup_slots(slots),
+            cgroups=cgroup_view(self.cgroup),
+            no_pivot=self.options.no_pivot,
+            no_new_keyring=self.options.no_new_keyring,
+            preserve_fds=len(self.options.preserve_fds),
+            seccomp_cache=self.env.seccomp_cache,
+        )
+        return compile_create(self.spec, self.env.host, options)
+
+    def cgroup_slots(self, slots: binding.Slots) -> tuple[str, ...]:
+        """cgroup v2 needs none: the process is born inside."""
+        directory = self.cgroup.cgroup_fd()
+        if directory < 0:
+            return slots.add_cgroups(self.cgroup.open_procs())
+        slots.add_cgroup_fd(directory)
+        return ()
+
+    def bind(self, slots: binding.Slots) -> socket:
+        """Everything that the plan names by slot; returns the runtime's end of the control socket."""
+        slots.add_process(self.stdio, self.options)
+        slots.add_namespaces(self.plan.namespaces)
+        slots.add_trees(self.plan.trees)
+        if self.options.gate:
+            slots.add_start_gate(self.directory)
+        self.directory.write(CONFIG_FILE, self.config.data)
+        return slots.add_control()
+
+    # ---- with a process --------------------------------------------------------------------------------------------
+
+    def launch(self, slots: binding.Slots) -> Launched:
+        self.poststop = self.spec.hooks.poststop
+        request = LaunchRequest(
+            name=self.name,
+            clone=self.plan.clone,
+            stage=wire.dumps(self.plan.stage) if self.plan.stage else b"",
+            steps=wire.dumps(self.plan.steps),
+            fds=slots.bound(),
+            hold=self.options.hold,
+            exit_file=os.path.join(self.directory.path, EXIT_FILE),
+            cgroup_fd=slots.cgroup_fd,
+        )
+        self.phases.mark("bind")
+        launched = self.env.launcher.launch(request)
+        self.undo.push("close the pidfd", lambda: os.close(launched.pidfd))
+        self.undo.push("kill init", lambda: self.env.launcher.discard(self.name, launched))
+        self.phases.mark("launch")
+        return launched
+
+    def talk(self, control: socket) -> Outcome:
+        try:
+            outcome = converse(control, self.launched.pidfd, self.on_sync, gate=self.options.gate)
+        except InitDied as error:
+            if was_oom_killed(self.cgroup):
+                raise RuntimeFailure("container init was OOM-killed (memory limit too low?)") from error
+            raise
+        self.phases.mark("created" if self.options.gate else "executed")
+        if outcome.console >= 0:
+            self.undo.push("close the console", lambda: os.close(outcome.console))
+        return outcome
+
+    def on_sync(self, point: str) -> None:
+        self.phases.mark(f"until {point}")
+        if point == "maps":
+            write_maps(self.launched, self.plan)
+        elif point == "hooks":
+            self.run_hooks("prestart", self.spec.hooks.prestart, "creating")
+            self.run_hooks("createRuntime", self.spec.hooks.create_runtime, "creating")
+        else:
+            set_rlimits(self.launched.pid, self.plan.rlimits)
+            self.state = self.make_state()
+            self.directory.save(self.state)
+        self.phases.mark(point)
+
+    def make_state(self) -> ContainerState:
+        pid_namespace = self.spec.linux.namespace("pid")
+        return ContainerState(
+            id=self.id,
+            namespace=self.namespace,
+            bundle=self.bundle,
+            rootfs=os.path.normpath(os.path.join(self.bundle, self.spec.root.path)),
+            created=timestamp(),
+            pid=self.launched.pid,
+            start_time=proc.stat(self.launched.pid).starttime,
+            owner=os.geteuid(),
+            config_hash=self.config.digest,
+            annotations=dict(self.spec.annotations),
+            cgroup=self.cgroup.to_state(),
+            cgroup_paths=self.cgroup.paths,
+            namespace_paths=namespace_paths(self.spec, self.launched.pid),
+            own_pid_namespace=pid_namespace is not None and pid_namespace.path is None,
+            rootfs_mounts=self.mounted,
+            terminal=self.spec.process.terminal,
+            stdio=self.stdio.paths,
+            changed_resources={},
+        )
+
+    # ---- the end, good or bad --------------------------------------------------------------------------------------
+
+    def finish(self, outcome: Outcome) -> Container:
+        if not self.options.gate:
+            self.run_hooks("poststart", self.spec.hooks.poststart, "running")
+        self.cgroup.close()
+        return Container(
+            self.state,
+            self.directory,
+            self.cgroup,
+            self.launched.pidfd,
+            spec=self.spec,
+            console_fd=outcome.console,
+            timings=self.phases.timings,
+            warnings=self.config.warnings + self.plan.warnings + outcome.warnings,
+        )
+
+    def run_hooks(self, kind: str, entries: tuple[Hook, ...], status: str) -> None:
+        if entries:
+            state = hook_state(self.id, status, self.launched.pid, self.bundle, self.spec.annotations)
+            hooks.run_hooks(kind, hook_specs(entries), state, cwd=self.bundle)
+
+    def run_poststop(self) -> None:
+        """As after a delete; only once a process was made, so that a hook could have done something to take back."""
+        if self.poststop:
+            state = hook_state(self.id, "stopped", 0, self.bundle, self.spec.annotations)
+            problems = hooks.run_hooks_through("poststop", hook_specs(self.poststop), state, cwd=self.bundle)
+            if problems:
+                raise RuntimeFailure("; ".join(problems))
+
+
+def namespace_paths(spec: Spec, pid: int) -> dict[str, str]:
+    """By runc's names, for the namespaces that are not the runtime's."""
+    kinds = (_NAMESPACE_KEYS[namespace.type] for namespace in spec.linux.namespaces)
+    return {key: f"/proc/{pid}/ns/{file}" for key, file in kinds}

@@ -1,0 +1,60 @@
+"""``delete``: take a container apart. Every step tolerates that it is already done, so a delete that was cut short is
+repeated.
+"""
+
+from __future__ import annotations
+
+import os
+
+from shimd.errors import DeadlineExceeded
+from shimd.linux.process import pidfd_send_signal
+from shimd.plan.rootfs import hook_specs
+from shimd.runtime.control import derive_status, is_alive
+from shimd.runtime.hooks import run_hooks_through
+from shimd.runtime.launch import wait_dead
+from shimd.runtime.model import Container, Environment, launch_name
+from shimd.runtime.process import hook_state
+from shimd.runtime.rootfs import unmount_rootfs
+from shimd.runtime.state import EXEC_EXIT_SUFFIX
+from shimd.runtime.status import Operation, Status, check
+
+_KILL_TIMEOUT = 10.0  # seconds; only uninterruptible sleep in the kernel keeps a killed process
+
+
+def delete(env: Environment, container: Container, *, force: bool) -> tuple[str, ...]:
+    """See Runtime.delete."""
+    check(Operation.FORCE_DELETE if force else Operation.DELETE, derive_status(container), container.id)
+    poststop = hook_specs(container.spec.hooks.poststop)
+    _end_processes(container)
+    container.cgroup.destroy()
+    env.launcher.forget(*_launch_names(container))
+    container.directory.remove()
+    problems = []
+    if poststop:
+        state = hook_state(container.id, Status.STOPPED.value, 0, container.bundle, container.state.annotations)
+        problems = run_hooks_through("poststop", poststop, state, cwd=container.bundle)
+    # After the hooks, which may want to see what the container has left.
+    unmount_rootfs(container.bundle, container.state.rootfs_mounts)
+    container.close()
+    return tuple(problems)
+
+
+def _end_processes(container: Container) -> None:
+    """Init, and whatever its death does not end. Raises DeadlineExceeded."""
+    if is_alive(container):
+        pidfd_send_signal(container.pidfd, 9)
+        container.cgroup.wake_killed()
+        if not wait_dead(container.pidfd, _KILL_TIMEOUT):
+            raise DeadlineExceeded(f"container {container.id} is still alive {_KILL_TIMEOUT:.0f} s after SIGKILL")
+    if not container.state.own_pid_namespace and container.cgroup.pids():
+        container.cgroup.kill()
+
+
+def _launch_names(container: Container) -> list[str]:
+    """Init's, and those of the execs that have left an exit record."""
+    exec_ids = [
+        name.removesuffix(EXEC_EXIT_SUFFIX)
+        for name in os.listdir(container.directory.fd)
+        if name.endswith(EXEC_EXIT_SUFFIX)
+    ]
+    return [launch_name(container.namespace, container.id, exec_id) for exec_id in ("", *exec_ids)]

@@ -1,0 +1,139 @@
+"""``exec``: one more process in a container."""
+
+from __future__ import annotations
+
+import os
+from _socket import socket
+from contextlib import closing
+
+from shimd.errors import RuntimeFailure
+from shimd.oci.model import Process
+from shimd.oci.validate import validate_process
+from shimd.plan import options as plan_options
+from shimd.plan import wire
+from shimd.plan.compile import compile_exec
+from shimd.plan.ops import Plan
+from shimd.runtime import binding
+from shimd.runtime.control import derive_status
+from shimd.runtime.dialogue import InitDied, Outcome, converse
+from shimd.runtime.launch import Launched, LaunchRequest
+from shimd.runtime.model import Container, Environment, ExecOptions, ExecProcess, Phases, Stdio, launch_name
+from shimd.runtime.process import set_rlimits, was_oom_killed, write_maps
+from shimd.runtime.state import EXEC_EXIT_SUFFIX, check_id
+from shimd.runtime.status import Operation, check
+from shimd.runtime.undo import Undo
+
+
+def exec_process(
+    env: Environment, container: Container, exec_id: str, process: Process, stdio: Stdio, options: ExecOptions
+) -> ExecProcess:
+    """See Runtime.exec."""
+    check_id("exec", exec_id)
+    operation = Operation.EXEC_IGNORE_PAUSED if options.ignore_paused else Operation.EXEC
+    check(operation, derive_status(container), container.id)
+    undo = Undo()
+    try:
+        return _Execution(env, container, exec_id, process, stdio, options, undo).run()
+    except OSError as error:
+        failure = RuntimeFailure(f"exec in container {container.id}: {error.filename or ''}: {error.strerror}")
+        undo.unwind(failure)
+        raise failure from error
+    except BaseException as error:
+        undo.unwind(error)
+        raise
+
+
+class _Execution:
+    """One exec. Methods run in the order in which they stand."""
+
+    def __init__(
+        self,
+        env: Environment,
+        container: Container,
+        exec_id: str,
+        process: Process,
+        stdio: Stdio,
+        options: ExecOptions,
+        undo: Undo,
+    ) -> None:
+        self.env = env
+        self.container = container
+        self.id = exec_id
+        self.name = launch_name(container.namespace, container.id, exec_id)
+        self.process = process
+        self.stdio = stdio
+        self.options = options
+        self.undo = undo
+        self.phases = Phases()
+
+    def run(self) -> ExecProcess:
+        warnings = validate_process(self.process, self.env.host)
+        with binding.Slots() as slots:
+            self.plan = self.compile(slots)
+            self.phases.mark("compile")
+            control = self.bind(slots)
+            with closing(control):
+                self.launched = self.launch(slots)
+                slots.close()
+                outcome = self.talk(control)
+        return ExecProcess(
+            self.id,
+            self.launched.pid,
+            self.launched.pidfd,
+            outcome.console,
+            warnings + self.plan.warnings + outcome.warnings,
+            self.phases.timings,
+        )
+
+    def compile(self, slots: binding.Slots) -> Plan:
+        procs = self.container.cgroup.exec_procs(self.container.pid, self.options.cgroup)
+        options = plan_options.ExecOptions(
+            id=self.container.id,
+            cgroup_slots=slots.add_cgroups(procs),
+            preserve_fds=len(self.options.preserve_fds),
+            seccomp_cache=self.env.seccomp_cache,
+        )
+        return compile_exec(self.process, self.container.spec, self.env.host, options)
+
+    def bind(self, slots: binding.Slots) -> socket:
+        slots.lend("init", self.container.live_pidfd())
+        slots.add_process(self.stdio, self.options)
+        slots.add_namespaces(self.plan.namespaces)
+        slots.add_trees(self.plan.trees)
+        return slots.add_control()
+
+    def launch(self, slots: binding.Slots) -> Launched:
+        request = LaunchRequest(
+            name=self.name,
+            clone=self.plan.clone,
+            stage=wire.dumps(self.plan.stage) if self.plan.stage else b"",
+            steps=wire.dumps(self.plan.steps),
+            fds=slots.bound(),
+            hold=self.options.hold,
+            exit_file=os.path.join(self.container.directory.path, self.id + EXEC_EXIT_SUFFIX),
+        )
+        self.phases.mark("bind")
+        launched = self.env.launcher.launch(request)
+        self.undo.push("remove the exit record", lambda: self.container.directory.unlink(self.id + EXEC_EXIT_SUFFIX))
+        self.undo.push("close the pidfd", lambda: os.close(launched.pidfd))
+        self.undo.push("kill the process", lambda: self.env.launcher.discard(self.name, launched))
+        self.phases.mark("launch")
+        return launched
+
+    def talk(self, control: socket) -> Outcome:
+        try:
+            outcome = converse(control, self.launched.pidfd, self.on_sync, gate=False)
+        except InitDied as error:
+            if was_oom_killed(self.container.cgroup):
+                raise RuntimeFailure(f"{error} (possibly OOM-killed)") from error
+            raise
+        self.phases.mark("executed")
+        return outcome
+
+    def on_sync(self, point: str) -> None:
+        self.phases.mark(f"until {point}")
+        if point == "maps":
+            write_maps(self.launched, self.plan)
+        elif point == "ready":
+            set_rlimits(self.launched.pid, self.plan.rlimits)
+        self.phases.mark(point)

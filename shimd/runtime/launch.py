@@ -1,0 +1,57 @@
+"""Who makes the process: the keeper, whose child it becomes, or the caller itself (``direct``)."""
+
+from __future__ import annotations
+
+import select
+import signal
+from typing import Protocol
+
+from shimd.init.request import Launched, LaunchRequest
+from shimd.keeper.client import KeeperClient
+from shimd.linux.process import pidfd_send_signal
+
+__all__ = ["KeeperLauncher", "LaunchRequest", "Launched", "Launcher"]
+
+
+class Launcher(Protocol):
+    """Raises RuntimeFailure when the kernel refuses, Unavailable without a keeper."""
+
+    def launch(self, request: LaunchRequest) -> Launched:
+        """Make the process; the descriptors of the request stay the caller's, the pidfd becomes it."""
+
+    def discard(self, name: str, launched: Launched) -> None:
+        """Kill a process that nobody is to hear of and wait until it is dead. The pidfd stays open."""
+
+    def forget(self, *names: str) -> None:
+        """The exits of these launches are of no more interest, whether they have happened or not."""
+
+
+class KeeperLauncher:
+    def __init__(self, client: KeeperClient) -> None:
+        self.client = client
+
+    def launch(self, request: LaunchRequest) -> Launched:
+        return self.client.launch(request)
+
+    def discard(self, name: str, launched: Launched) -> None:
+        self.client.forget(name)
+        kill_and_wait(launched.pidfd)
+
+    def forget(self, *names: str) -> None:
+        self.client.forget(*names)
+
+
+def kill_and_wait(pidfd: int) -> None:
+    """SIGKILL, and wait for the end: nothing can catch the signal, so it is near."""
+    try:
+        pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    wait_dead(pidfd)
+
+
+def wait_dead(pidfd: int, timeout: float | None = None) -> bool:
+    """Whether the process has ended (it may be a zombie still) within ``timeout`` seconds."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(None if timeout is None else timeout * 1000))

@@ -1,0 +1,191 @@
+"""What the runtime is asked for and what it gives back."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import NamedTuple
+
+from shimd.cgroups.manager import CgroupManager
+from shimd.errors import FailedPrecondition, RuntimeFailure
+from shimd.host.facts import HostFacts
+from shimd.oci.model import Resources, Spec
+from shimd.oci.read import MAX_BYTES, read_resources, read_spec_cached
+from shimd.runtime.launch import Launcher
+from shimd.runtime.rootfs import RootfsMount
+from shimd.runtime.state import CONFIG_FILE, ContainerState, StateDir
+
+
+class Environment(NamedTuple):
+    """What every operation is done with. ``state_root`` holds <namespace>/<id>; ``seccomp_cache`` is a directory for
+    compiled filters, "" for none.
+    """
+
+    host: HostFacts
+    launcher: Launcher
+    state_root: str
+    seccomp_cache: str = ""
+
+
+class Stdio(NamedTuple):
+    """Descriptors that the process gets as 0, 1 and 2 when it has no terminal, -1 for /dev/null; they stay the
+    caller's. ``paths`` are only written down in the state.
+    """
+
+    stdin: int = -1
+    stdout: int = -1
+    stderr: int = -1
+    paths: tuple[str, str, str] = ("", "", "")
+
+
+NO_STDIO = Stdio()
+
+
+class CreateOptions(NamedTuple):
+    """``gate``: wait for ``start``; without, the program runs when ``create`` returns. ``console_socket``: a
+    connected unix stream socket that gets the pty's master instead of the caller. ``preserve_fds`` become descriptors
+    3 and up. ``rootfs``: mounts of the request. ``hold``: descriptors that the keeper keeps, by name, from the launch
+    on. Descriptors stay the caller's.
+    """
+
+    gate: bool = True
+    no_pivot: bool = False
+    no_new_keyring: bool = False
+    console_socket: int = -1
+    preserve_fds: tuple[int, ...] = ()
+    rootfs: tuple[RootfsMount, ...] = ()
+    hold: tuple[tuple[str, int], ...] = ()
+
+
+DEFAULT_CREATE = CreateOptions()
+
+
+class ExecOptions(NamedTuple):
+    """``cgroup`` is a sub-cgroup of the container's, relative to it; the rest as in CreateOptions."""
+
+    console_socket: int = -1
+    preserve_fds: tuple[int, ...] = ()
+    hold: tuple[tuple[str, int], ...] = ()
+    ignore_paused: bool = False
+    cgroup: str = ""
+
+
+DEFAULT_EXEC = ExecOptions()
+
+
+class ExecProcess(NamedTuple):
+    """A process that was added to a container; ``console_fd`` is -1 without a terminal. Descriptors are the caller's
+    to close.
+    """
+
+    id: str
+    pid: int
+    pidfd: int
+    console_fd: int
+    warnings: tuple[str, ...]
+    timings: dict[str, float]
+
+
+class Phases:
+    """Milliseconds by phase, in order: each ``mark`` ends the phase that it names."""
+
+    def __init__(self, timings: dict[str, float] | None = None) -> None:
+        self.timings: dict[str, float] = {} if timings is None else timings
+        self._last = time.perf_counter()
+
+    def mark(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.timings[phase] = self.timings.get(phase, 0.0) + (now - self._last) * 1000
+        self._last = now
+
+
+class Container:
+    """A container that exists in the state directory. Owns ``directory``, ``pidfd`` (-1 when init was dead on
+    loading) and ``console_fd`` (-1 without a terminal, or after ``take_console``). Operations on one container are
+    serialised by the caller.
+    """
+
+    def __init__(
+        self,
+        state: ContainerState,
+        directory: StateDir,
+        cgroup: CgroupManager,
+        pidfd: int,
+        *,
+        spec: Spec | None = None,
+        console_fd: int = -1,
+        timings: dict[str, float] | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        self.state = state
+        self.directory = directory
+        self.cgroup = cgroup
+        self.pidfd = pidfd
+        self.console_fd = console_fd
+        self.timings = {} if timings is None else timings
+        self.warnings = warnings
+        self._spec = spec
+
+    @property
+    def id(self) -> str:
+        return self.state.id
+
+    @property
+    def namespace(self) -> str:
+        return self.state.namespace
+
+    @property
+    def bundle(self) -> str:
+        return self.state.bundle
+
+    @property
+    def pid(self) -> int:
+        return self.state.pid
+
+    @property
+    def spec(self) -> Spec:
+        """The configuration that the container was made with, whatever the bundle says by now."""
+        if self._spec is None:
+            try:
+                self._spec = read_spec_cached(self.directory.read(CONFIG_FILE, MAX_BYTES))
+            except FileNotFoundError as error:
+                raise RuntimeFailure(f"read {self.directory.path}/{CONFIG_FILE}: {error.strerror}") from error
+        return self._spec
+
+    @property
+    def resources(self) -> Resources:
+        """The limits in force: the configuration's, or those of the last update."""
+        changed = self.state.changed_resources
+        return read_resources(json.dumps(changed).encode()) if changed else self.spec.linux.resources
+
+    def take_console(self) -> int:
+        """Hand the pty's master over to the caller; -1 when there is none."""
+        fd, self.console_fd = self.console_fd, -1
+        return fd
+
+    def live_pidfd(self) -> int:
+        """The pidfd; raises FailedPrecondition when init is known to be dead."""
+        if self.pidfd < 0:
+            raise FailedPrecondition("container not running")
+        return self.pidfd
+
+    def close(self) -> None:
+        """Give up the descriptors; the container itself lives on. Idempotent."""
+        self.directory.close()
+        self.cgroup.close()
+        pidfd, self.pidfd = self.pidfd, -1
+        for fd in (pidfd, self.take_console()):
+            if fd >= 0:
+                os.close(fd)
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def launch_name(namespace: str, container_id: str, exec_id: str = "") -> str:
+    """The name of a process at the launcher: unique among living ones, and what its exit is reported under."""
+    return "/".join(filter(None, (namespace, container_id, exec_id)))

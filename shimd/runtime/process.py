@@ -1,0 +1,81 @@
+"""What the runtime does for a process from outside while it is being made, the same for create and exec."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+from collections.abc import Iterable, Mapping, Sequence
+
+from shimd.cgroups.manager import CgroupManager
+from shimd.errors import RuntimeFailure
+from shimd.init.request import Launched
+from shimd.linux.process import prlimit
+from shimd.oci import statejson
+from shimd.plan.ops import IdMap, Plan, Rlimit
+from shimd.plan.options import CgroupHierarchy, CgroupView
+
+
+def write_maps(launched: Launched, plan: Plan) -> None:
+    """uid_map, gid_map and setgroups of a new user namespace; each takes one write(2) in all its life."""
+    if plan.deny_setgroups:
+        _write_proc(launched, "setgroups", b"deny")
+    _write_proc(launched, "gid_map", _map_lines(plan.gid_map))
+    _write_proc(launched, "uid_map", _map_lines(plan.uid_map))
+
+
+def _map_lines(maps: Iterable[IdMap]) -> bytes:
+    return "".join(f"{entry.container} {entry.host} {entry.size}\n" for entry in maps).encode()
+
+
+def _write_proc(launched: Launched, name: str, data: bytes) -> None:
+    path = f"/proc/{launched.pid}/{name}"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            # Opened while the process lives, the file is its file, whatever becomes of the pid.
+            if not is_dead(launched.pidfd):
+                os.write(fd, data)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise RuntimeFailure(f"write {data.decode().strip()!r} to {path}: {error.strerror}") from error
+
+
+def set_rlimits(pid: int, rlimits: Sequence[Rlimit]) -> None:
+    """From outside, since a low RLIMIT_AS or RLIMIT_NOFILE would starve init itself."""
+    for limit in rlimits:
+        try:
+            prlimit(pid, limit.resource, limit.soft, limit.hard)
+        except OSError as error:
+            what = f"{_RLIMIT_NAMES.get(limit.resource, limit.resource)} {limit.soft}:{limit.hard}"
+            raise RuntimeFailure(f"setting rlimits for ready process: {what}: {error.strerror}") from error
+
+
+_RLIMIT_NAMES = {getattr(resource, name): name for name in dir(resource) if name.startswith("RLIMIT_")}
+
+
+def is_dead(pidfd: int) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def was_oom_killed(cgroup: CgroupManager) -> bool:
+    """Whether a process of the cgroup has ever been killed for want of memory."""
+    memory = cgroup.stats().memory
+    return bool(memory.oom_kill or memory.events.get("oom_kill"))
+
+
+def cgroup_view(cgroup: CgroupManager) -> CgroupView:
+    """What the plan needs for mounts of type cgroup."""
+    view = cgroup.view()
+    return CgroupView(tuple(CgroupHierarchy(*entry) for entry in view.hierarchies), view.links, view.unified)
+
+
+def hook_state(container_id: str, status: str, pid: int, bundle: str, annotations: Mapping[str, str]) -> bytes:
+    """The document on the standard input of a hook."""
+    document = statejson.hook_state(
+        container_id=container_id, status=status, pid=pid, bundle=bundle, annotations=annotations
+    )
+    return statejson.dumps(document).encode()

@@ -1,0 +1,52 @@
+"""``start``: open the gate at which a created container's init waits."""
+
+from __future__ import annotations
+
+import signal
+
+from shimd.errors import FailedPrecondition, RuntimeFailure, ShimdError
+from shimd.init import handshake
+from shimd.plan.rootfs import hook_specs
+from shimd.runtime.control import derive_status, kill
+from shimd.runtime.dialogue import InitFailed
+from shimd.runtime.hooks import run_hooks
+from shimd.runtime.model import Container, Phases
+from shimd.runtime.process import hook_state
+from shimd.runtime.state import START_SOCKET
+from shimd.runtime.status import Operation, check, refusal
+
+
+def start(container: Container) -> None:
+    """See Runtime.start."""
+    check(Operation.START, derive_status(container), container.id)
+    phases = Phases(container.timings)
+    _open_gate(container)
+    phases.mark("start")
+    if container.spec.hooks.poststart:
+        _run_poststart(container)
+        phases.mark("poststart hooks")
+
+
+def _open_gate(container: Container) -> None:
+    directory = container.directory
+    try:
+        failure = handshake.start(f"/proc/self/fd/{directory.fd}/{START_SOCKET}")
+    except handshake.NotStarted as error:
+        # Init has died since we looked, or another start was quicker.
+        text = refusal(Operation.START, derive_status(container), container.id)
+        raise FailedPrecondition(text or f"cannot start container {container.id}: {error}") from error
+    except handshake.ProtocolError as error:
+        raise RuntimeFailure(f"start container {container.id}: {error}") from error
+    directory.unlink(START_SOCKET)
+    if failure is not None:
+        raise InitFailed(failure)
+
+
+def _run_poststart(container: Container) -> None:
+    """A hook that fails ends the container."""
+    state = hook_state(container.id, "running", container.pid, container.bundle, container.state.annotations)
+    try:
+        run_hooks("poststart", hook_specs(container.spec.hooks.poststart), state, cwd=container.bundle)
+    except ShimdError:
+        kill(container, signal.SIGKILL, everyone=True)
+        raise
