@@ -17,6 +17,22 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# What may be mounted inside /proc: the files that lxcfs and the like replace. ``target`` resolved must be one of these.
+PROC_FILES = frozenset(
+    (
+        "/proc/cpuinfo",
+        "/proc/diskstats",
+        "/proc/loadavg",
+        "/proc/meminfo",
+        "/proc/slabinfo",
+        "/proc/stat",
+        "/proc/swaps",
+        "/proc/sys/crypto/fips_enabled",
+        "/proc/sys/kernel/ns_last_pid",
+        "/proc/uptime",
+    )
+)
+
 Origin = str  # JSON pointer of the config.json field that asked for an operation; "" when it is implied
 
 
@@ -253,11 +269,11 @@ class HookSpec(NamedTuple):
 
 
 class RunHooks(NamedTuple):
-    """createContainer or startContainer hooks, run by init; ``state`` is the state JSON with pid 0, filled in there."""
+    """createContainer or startContainer hooks, run by init; ``state`` is the state JSON before and after the pid."""
 
     kind: str
     hooks: tuple[HookSpec, ...]
-    state: str
+    state: tuple[str, str]
 
     def describe(self) -> str:
         return f"run {len(self.hooks)} {self.kind} hook(s)"

@@ -100,13 +100,9 @@ def loads(data: bytes) -> tuple[ops.Step, ...]:
 
 
 def _flat(step: ops.Step) -> tuple[Any, ...]:
-    operation = step.op
-    row = (_NUMBERS[type(operation)], step.origin, *operation)
-    nested = _NESTED.get(type(operation))
-    if nested is None:
-        return row
-    fields = list(row)
-    for index, _, many in nested:
+    operation: Any = step.op
+    fields = [_NUMBERS[type(operation)], step.origin, *operation]
+    for index, _, many in _NESTED.get(type(operation), ()):
         value = operation[index]
         fields[index + 2] = tuple([tuple(record) for record in value]) if many else tuple(value)
     return tuple(fields)

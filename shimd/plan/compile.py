@@ -1,0 +1,155 @@
+"""From a configuration to the plan of a launch: pure functions, in the order in which init acts.
+
+Both take records that ``shimd.oci`` has read and validated, and raise InvalidSpec for what only the compiler knows to
+be wrong. The same arguments give equal plans.
+"""
+
+from __future__ import annotations
+
+from shimd.host.facts import HostFacts
+from shimd.linux.process import CLONE_NEWPID, CLONE_NEWUSER
+from shimd.oci import model
+from shimd.plan import namespaces, ops, process, rootfs
+from shimd.plan.builder import Builder
+from shimd.plan.options import CompileOptions, ExecOptions
+
+DEFAULT_UMASK = 0o022
+
+
+def compile_create(spec: model.Spec, host: HostFacts, options: CompileOptions) -> ops.Plan:
+    """The plan of a container's init; with ``options.gate`` it waits for ``start``."""
+    builder = Builder(host)
+    layout = namespaces.layout(spec.linux, host)
+    _add_birth(builder, "/process", spec.process, options.cgroup_slots)
+    namespaces.add_joins(builder, layout)
+    staged = namespaces.needs_stage(layout, spec.process.oom_score_adj)
+    stage = builder.take_steps() if staged else ()
+    namespaces.add_identity(builder, layout)
+    _add_keyring(builder, spec.process, options)
+    rootfs.add_rootfs(builder, spec, options, layout)
+    rootfs.add_entry(builder, spec, options, layout)
+    process.add_stdio(builder, "/process", spec.process, console_device=True)
+    rootfs.add_finish(builder, spec)
+
+    deny_setgroups = namespaces.denies_setgroups(spec.linux, host)
+    plan = process.ProcessPlan(
+        at="/process",
+        process=spec.process,
+        linux=spec.linux,
+        user_namespace=bool(layout.all & CLONE_NEWUSER),
+        groups=not deny_setgroups,
+        umask=spec.process.user.umask,
+        preserve_fds=options.preserve_fds,
+        death_signal=options.death_signal,
+        seccomp_cache=options.seccomp_cache,
+    )
+    process.add_scheduling(builder, plan)
+    builder.add(ops.CpuAffinity(()))
+    builder.add(ops.Sync("ready"))
+    process.add_identity(builder, plan)
+    process.add_program(builder, plan)
+    if options.gate:
+        builder.add(ops.WaitStart())
+    rootfs.add_hooks(builder, spec, options, "startContainer", spec.hooks.start_container, "created")
+    process.add_execute(builder, plan)
+
+    builder.raise_problems("config.json")
+    return ops.Plan(
+        clone=layout.clone,
+        stage=stage,
+        steps=builder.take_steps(),
+        namespaces=layout.joined,
+        trees=tuple(builder.trees),
+        uid_map=namespaces.id_maps(spec.linux.uid_mappings) if layout.new & CLONE_NEWUSER else (),
+        gid_map=namespaces.id_maps(spec.linux.gid_mappings) if layout.new & CLONE_NEWUSER else (),
+        deny_setgroups=deny_setgroups,
+        rlimits=process.rlimits(spec.process),
+        hooks_prestart=rootfs.hook_specs(spec.hooks.prestart + spec.hooks.create_runtime),
+        warnings=tuple(builder.warnings),
+    )
+
+
+def compile_exec(document: model.Process, spec: model.Spec, host: HostFacts, options: ExecOptions) -> ops.Plan:
+    """The plan of another process in the container of ``spec``; the slot ``init`` is the pidfd of its init.
+
+    What ``document`` leaves out and a container has one of, it takes from the container's own process.
+    """
+    builder = Builder(host)
+    wanted = _inherit(document, spec.process)
+    affinity = wanted.exec_cpu_affinity or model.CpuAffinity()
+    if affinity.initial:
+        builder.add(ops.CpuAffinity(process.cpus(affinity.initial)), "/execCPUAffinity/initial")
+    _add_birth(builder, "", wanted, options.cgroup_slots)
+    flags = namespaces.layout(spec.linux, host).all
+    if flags:
+        builder.add(ops.Setns("init", flags), "/linux/namespaces")
+    stage = builder.take_steps() if flags & CLONE_NEWPID else ()
+    if flags & CLONE_NEWUSER:
+        builder.add(ops.BecomeRoot())
+    _add_keyring(builder, wanted, options)
+    process.add_stdio(builder, "", wanted, console_device=False)
+    if wanted.apparmor_profile:
+        builder.add(ops.AppArmor(wanted.apparmor_profile), "/apparmorProfile")
+
+    plan = process.ProcessPlan(
+        at="",
+        process=wanted,
+        linux=spec.linux,
+        user_namespace=bool(flags & CLONE_NEWUSER),
+        groups=not namespaces.denies_setgroups(spec.linux, host),
+        umask=DEFAULT_UMASK if wanted.user.umask is None else wanted.user.umask,
+        preserve_fds=options.preserve_fds,
+        death_signal=options.death_signal,
+        seccomp_cache=options.seccomp_cache,
+    )
+    process.add_scheduling(builder, plan)
+    if affinity.final or not affinity.initial:
+        builder.add(ops.CpuAffinity(process.cpus(affinity.final)), "/execCPUAffinity/final" if affinity.final else "")
+    builder.add(ops.Sync("ready"))
+    process.add_identity(builder, plan)
+    process.add_program(builder, plan)
+    process.add_execute(builder, plan)
+
+    builder.raise_problems("process")
+    return ops.Plan(
+        clone=0,
+        stage=stage,
+        steps=builder.take_steps(),
+        namespaces=(),
+        trees=(),
+        uid_map=(),
+        gid_map=(),
+        deny_setgroups=False,
+        rlimits=process.rlimits(wanted),
+        hooks_prestart=(),
+        warnings=tuple(builder.warnings),
+    )
+
+
+def _add_birth(builder: Builder, at: str, wanted: model.Process, cgroup_slots: tuple[str, ...]) -> None:
+    process.add_oom_score(builder, at, wanted.oom_score_adj)
+    if cgroup_slots:
+        builder.add(ops.JoinCgroup(cgroup_slots), "/linux/cgroupsPath")
+
+
+def _add_keyring(builder: Builder, wanted: model.Process, options: CompileOptions | ExecOptions) -> None:
+    if not options.no_new_keyring:
+        builder.add(ops.SessionKeyring(f"_ses.{options.id}", wanted.selinux_label or ""))
+
+
+def _inherit(document: model.Process, container: model.Process) -> model.Process:
+    """An exec has the container's limits, labels, scheduling and capabilities where it does not name its own."""
+    user = document.user
+    if user.umask is None:
+        user = user._replace(umask=container.user.umask)
+    return document._replace(
+        user=user,
+        capabilities=document.capabilities if document.capabilities is not None else container.capabilities,
+        rlimits=document.rlimits or container.rlimits,
+        apparmor_profile=document.apparmor_profile or container.apparmor_profile,
+        selinux_label=document.selinux_label or container.selinux_label,
+        oom_score_adj=document.oom_score_adj if document.oom_score_adj is not None else container.oom_score_adj,
+        scheduler=document.scheduler or container.scheduler,
+        io_priority=document.io_priority or container.io_priority,
+        exec_cpu_affinity=document.exec_cpu_affinity or container.exec_cpu_affinity,
+    )

@@ -1,0 +1,114 @@
+"""Which namespaces are made by the clone, which are joined, by whom and in which order.
+
+Facts about the kernel:
+
+- A joined pid namespace is entered only by the children of the process that joined it: that takes an intermediate
+  process, the *stage*. So do the offsets of a new time namespace, which are fixed once a process is inside.
+- clone3 with CLONE_NEWUSER makes the user namespace first, and it then owns the others of the same call.
+- Joining a namespace needs CAP_SYS_ADMIN over it. A host's root has that as long as it is not in the container's user
+  namespace yet, so it joins the user namespace last; anybody else has it only from inside, and joins it first.
+- A cgroup namespace shows the cgroup of the process that makes it as its root, so it comes after entering the cgroup.
+- oom_score_adj can be lowered only with CAP_SYS_RESOURCE in the initial user namespace.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from shimd.host.facts import HostFacts
+from shimd.linux.process import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWTIME,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+)
+from shimd.oci import model
+from shimd.plan import ops
+from shimd.plan.builder import Builder
+
+FLAGS = {
+    "cgroup": CLONE_NEWCGROUP,
+    "ipc": CLONE_NEWIPC,
+    "mount": CLONE_NEWNS,
+    "network": CLONE_NEWNET,
+    "pid": CLONE_NEWPID,
+    "time": CLONE_NEWTIME,
+    "user": CLONE_NEWUSER,
+    "uts": CLONE_NEWUTS,
+}
+
+
+class Layout(NamedTuple):
+    """``new`` are CLONE_NEW* flags, ``joined`` are in the order of joining, with their pointers in ``origins``."""
+
+    new: int
+    joined: tuple[ops.NamespaceFile, ...]
+    origins: tuple[str, ...]
+    offsets: tuple[tuple[str, int, int], ...]
+
+    @property
+    def all(self) -> int:
+        flags = self.new
+        for file in self.joined:
+            flags |= file.type
+        return flags
+
+    @property
+    def clone(self) -> int:
+        """The flags of the clone of the container's init."""
+        return self.new & ~(CLONE_NEWCGROUP | (CLONE_NEWTIME if self.offsets else 0))
+
+
+def layout(linux: model.Linux, host: HostFacts) -> Layout:
+    new = 0
+    joins = []
+    for index, namespace in enumerate(linux.namespaces):
+        flag = FLAGS[namespace.type]
+        if namespace.path is None:
+            new |= flag
+        else:
+            joins.append((ops.NamespaceFile(f"ns.{index}", namespace.path, flag), f"/linux/namespaces/{index}/path"))
+    user_comes_last = host.euid == 0
+    joins.sort(key=lambda join: (join[0].type == CLONE_NEWUSER) == user_comes_last)
+    offsets = tuple([(clock, offset.secs, offset.nanosecs) for clock, offset in linux.time_offsets.items()])
+    return Layout(new, tuple([file for file, _ in joins]), tuple([origin for _, origin in joins]), offsets)
+
+
+def needs_stage(plan: Layout, oom_score_adj: int | None) -> bool:
+    children_only = any(file.type in (CLONE_NEWPID, CLONE_NEWUSER) for file in plan.joined)
+    if children_only or plan.offsets:
+        return True
+    return bool(plan.new & CLONE_NEWUSER and (plan.joined or (oom_score_adj is not None and oom_score_adj < 0)))
+
+
+def add_joins(builder: Builder, plan: Layout) -> None:
+    """What precedes the clone in the stage, or is init's own business without one."""
+    for file, origin in zip(plan.joined, plan.origins, strict=True):
+        builder.add(ops.Setns(file.slot, file.type), origin)
+    if plan.offsets:
+        builder.add(ops.Unshare(CLONE_NEWTIME), "/linux/timeOffsets")
+        builder.add(ops.TimeOffsets(plan.offsets), "/linux/timeOffsets")
+
+
+def add_identity(builder: Builder, plan: Layout) -> None:
+    """Root of the user namespace, once there are ids in it; then the namespaces that wait for that."""
+    if plan.new & CLONE_NEWUSER:
+        builder.add(ops.Sync("maps"), "/linux/uidMappings")
+    if plan.all & CLONE_NEWUSER:
+        builder.add(ops.BecomeRoot())
+    if plan.new & CLONE_NEWCGROUP:
+        builder.add(ops.Unshare(CLONE_NEWCGROUP), "/linux/namespaces")
+
+
+def id_maps(mappings: tuple[model.IdMapping, ...]) -> tuple[ops.IdMap, ...]:
+    return tuple([ops.IdMap(mapping.container_id, mapping.host_id, mapping.size) for mapping in mappings])
+
+
+def denies_setgroups(linux: model.Linux, host: HostFacts) -> bool:
+    """Without privileges one may map only oneself, and only after giving up setgroups(2), see user_namespaces(7)."""
+    maps = linux.gid_mappings
+    return host.euid != 0 and len(maps) == 1 and maps[0].size == 1
