@@ -85,6 +85,14 @@ class Runtime:
         """Run one more process in the container."""
         return execing.exec_process(self.env, container, exec_id, process, stdio, options)
 
+    def kill_exec(self, container: Container, process: ExecProcess, signal: int) -> None:
+        """Signal a process that ``exec`` made; NotFound when it is dead."""
+        execing.kill_exec(container, process, signal)
+
+    def delete_exec(self, container: Container, process: ExecProcess) -> None:
+        """Forget a dead process and close its pidfd."""
+        execing.delete_exec(self.env, container, process)
+
     def delete(self, container: Container, *, force: bool = False) -> tuple[str, ...]:
         """Remove a container that is stopped or was not started, or with ``force`` any; closes it. Returns what its
         poststop hooks complained of, which changes nothing.

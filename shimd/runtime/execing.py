@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 from _socket import socket
 from contextlib import closing
 
-from shimd.errors import RuntimeFailure
+from shimd.errors import NotFound, RuntimeFailure
+from shimd.linux.process import pidfd_send_signal
 from shimd.oci.model import Process
 from shimd.oci.validate import validate_process
 from shimd.plan import options as plan_options
@@ -137,3 +139,20 @@ class _Execution:
         elif point == "ready":
             set_rlimits(self.launched.pid, self.plan.rlimits)
         self.phases.mark(point)
+
+
+def kill_exec(container: Container, process: ExecProcess, number: int) -> None:
+    """See Runtime.kill_exec."""
+    try:
+        pidfd_send_signal(process.pidfd, number)
+    except ProcessLookupError as error:
+        raise NotFound(f"process {process.id} not running") from error
+    if number == signal.SIGKILL:
+        container.cgroup.wake_killed()
+
+
+def delete_exec(env: Environment, container: Container, process: ExecProcess) -> None:
+    """See Runtime.delete_exec."""
+    env.launcher.forget(launch_name(container.namespace, container.id, process.id))
+    container.directory.unlink(process.id + EXEC_EXIT_SUFFIX)
+    os.close(process.pidfd)
