@@ -47,7 +47,7 @@ def of_resources(resources: Resources, known: list[Problem]) -> list[Problem]:
 def _run(rules: Sequence[Rule], record: object, at: str, known: list[Problem]) -> list[Problem]:
     found = []
     for rule in rules:
-        if not any(_related(need, problem.pointer) for need in rule.needs for problem in known):
+        if not any(_related(at + need, problem.pointer) for need in rule.needs for problem in known):
             found += [Problem(at + problem.pointer, problem.text) for problem in rule.check(record)]
     return [new for new in found if not any(_related(new.pointer, old.pointer) for old in known)]
 
@@ -74,10 +74,8 @@ def rlimits(process: Process) -> Problems:
             yield Problem(f"/rlimits/{number}/type", f"{rlimit.type} is given twice")
         seen.add(rlimit.type)
         if rlimit.soft > rlimit.hard:
-            yield Problem(
-                f"/rlimits/{number}/soft",
-                f"{rlimit.type}: soft limit {rlimit.soft} is above the hard one, {rlimit.hard}",
-            )
+            text = f"{rlimit.type}: soft limit {rlimit.soft} is above the hard one, {rlimit.hard}"
+            yield Problem(f"/rlimits/{number}", text)
 
 
 def scheduler(process: Process) -> Problems:
@@ -102,7 +100,7 @@ def _deadline(wanted: Scheduler) -> Problems:
         yield Problem("/scheduler", "SCHED_DEADLINE needs 0 < runtime <= deadline <= period")
 
 
-PROCESS_RULES = (Rule(program), Rule(rlimits), Rule(scheduler))
+PROCESS_RULES = (Rule(program), Rule(rlimits), Rule(scheduler, needs=("/scheduler",)))
 
 # ---- names and mounts ------------------------------------------------------------------------------------------------
 
@@ -336,7 +334,7 @@ def _syscalls(wanted: Seccomp, at: str) -> Problems:
 def _action(at: str, action_field: str, errno_field: str, action: str, errno: int | None) -> Problems:
     if action in UNSUPPORTED_ACTIONS:
         yield Problem(f"{at}/{action_field}", f"{show(action)}: {NOT_YET}")
-    if errno is None:
+    if errno is None or not action:
         return
     if action not in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"):
         yield Problem(f"{at}/{errno_field}", f"{errno} has no meaning with {action}")

@@ -145,7 +145,7 @@ def _rule(rule: dict[str, Any]) -> dict[str, Any]:
 
 
 def every_field() -> dict[str, Any]:
-    """A document with every field that shimd knows, also those that it refuses so far; nothing else is wrong with it."""
+    """A document with every field that shimd knows; all that is wrong with it are those not supported yet."""
     return {
         "ociVersion": "1.3.0",
         "process": _every_process_field(),
@@ -210,7 +210,10 @@ def _every_linux_field() -> dict[str, Any]:
         "sysctl": {"net.ipv4.ip_forward": "1", "kernel/domainname": "d"},
         "resources": _every_resource_field(),
         "cgroupsPath": "/a/b",
-        "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount", "user", "cgroup", "time")],
+        "namespaces": [
+            {"type": "pid", "path": "/proc/1/ns/pid"},
+            *({"type": kind} for kind in ("network", "ipc", "uts", "mount", "user", "cgroup", "time")),
+        ],
         "devices": [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 438, "uid": 0, "gid": 0}],
         "netDevices": {"eth0": {"name": "eth1"}},
         "seccomp": _every_seccomp_field(),
