@@ -1,0 +1,409 @@
+"""The life of containers in the daemon: create, start, exec, exit, delete, and the events in the order clients rely on.
+
+- Work that blocks runs in worker threads, one call for each operation; all records belong to the event loop.
+- An operation, once begun, runs to its end even when its caller goes away: a half-made container helps nobody. A
+  container whose creator has gone is deleted again.
+- A start event comes before the exit event even when the process is dead by then; when init dies, the exits of its
+  execs come first; an exit is published once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from shimd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, RuntimeFailure
+from shimd.oci.model import Process as ProcessSpec
+from shimd.rpc.identifiers import check_identifier
+from shimd.runtime.bundle import read_config
+from shimd.runtime.container import Runtime
+from shimd.runtime.model import Container as RuntimeContainer
+from shimd.runtime.model import CreateOptions, ExecProcess, Stdio, launch_name
+from shimd.runtime.rootfs import RootfsMount
+from shimd.service import convert
+from shimd.service.announce import Announcer
+from shimd.service.records import CREATED, RUNNING, STOPPED, Container, Process, StdioPaths, status_word
+from shimd.service.registry import Registry
+from shimd.supervise.exits import Exit, Exits
+from shimd.supervise.oom import OomWatcher, Watch
+from shimd.supervise.stdio import OpenStdio, open_stdio
+from shimd.supervise.streams import Streams
+
+T = TypeVar("T")
+
+_START_FAILED = 255  # the exit status of an exec that could not be started, as containerd's shims report it
+_SIGKILL = 9
+
+_log = logging.getLogger(__name__)
+
+
+class CreateRequest(NamedTuple):
+    """``config`` replaces the bundle's config.json; ``terminal`` must then agree with it (None: whatever it says)."""
+
+    id: str
+    bundle: str
+    config: bytes | None = None
+    rootfs: tuple[RootfsMount, ...] = ()
+    stdio: StdioPaths = StdioPaths()
+    terminal: bool | None = None
+    options: convert.Options = convert.Options()
+    gate: bool = True  # wait for Start; without it, the program runs when Create is done
+
+
+class ExecRequest(NamedTuple):
+    exec_id: str
+    process: ProcessSpec
+    stdio: StdioPaths = StdioPaths()
+
+
+class _Made(NamedTuple):
+    """What a worker thread hands to the loop."""
+
+    runtime: RuntimeContainer
+    opened: OpenStdio
+    oom_watch: Watch | None
+
+
+class Lifecycle:
+    """One for the daemon. ``drain_seconds``: how long Delete waits for output to be taken."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        registry: Registry,
+        announce: Announcer,
+        exits: Exits,
+        executor: Executor,
+        drain_seconds: float,
+    ) -> None:
+        self.runtime = runtime
+        self.registry = registry
+        self._announce = announce
+        self._exits = exits
+        self._executor = executor
+        self._drain_seconds = drain_seconds
+        self._loop = asyncio.get_running_loop()
+        self._operations: set[asyncio.Task[Any]] = set()
+
+    def in_thread(self, function: Callable[..., T], *args: object) -> asyncio.Future[T]:
+        """Run something that blocks."""
+        return self._loop.run_in_executor(self._executor, function, *args)
+
+    async def finish(self) -> None:
+        """Wait for the operations that are under way."""
+        while self._operations:
+            await asyncio.wait(self._operations)
+
+    async def to_the_end(self, operation: Coroutine[Any, Any, T]) -> T:
+        """Await ``operation``, which goes on when we are cancelled."""
+        return await asyncio.shield(self._begin(operation))
+
+    def in_background(self, operation: Coroutine[Any, Any, None], what: str, container: Container) -> None:
+        """Run what nobody waits for; a failure is logged."""
+        self._begin(operation).add_done_callback(partial(_log_failure, what, container.fields))
+
+    def _begin(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = self._loop.create_task(operation)
+        self._operations.add(task)
+        task.add_done_callback(self._operations.discard)
+        return task
+
+    # ---- create ----------------------------------------------------------------------------------------------------
+
+    async def create(self, namespace: str, request: CreateRequest) -> Container:
+        """Raises AlreadyExists, InvalidArgument (InvalidSpec), RuntimeFailure; then nothing is left."""
+        check_identifier(request.id, kind="container id")
+        if not request.bundle.startswith("/"):
+            raise InvalidArgument(f"bundle {request.bundle!r} is not an absolute path")
+        task = self._begin(self._create(namespace, request))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._undo_create)
+            raise
+
+    def _undo_create(self, task: asyncio.Task[Container]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            container = task.result()
+            self.in_background(self.remove(container), "deleting a container whose creator is gone", container)
+
+    async def _create(self, namespace: str, request: CreateRequest) -> Container:
+        with self.registry.reserved(namespace, request.id):
+            container = Container(namespace, request.id, request.bundle, request.stdio)
+            container.rootfs = request.rootfs
+            name = launch_name(namespace, request.id)
+            self._exits.expect(name, partial(self._on_exit, container.init))
+            container.init.starting = True
+            try:
+                made = await self.in_thread(self._make, namespace, request)
+            except BaseException:
+                self._exits.unexpect(name)
+                raise
+            self._adopt(container, made)
+            self.registry.add(container)
+        self._announce.created(container)
+        if not request.gate:
+            container.init.set_started(made.runtime.pid)
+            self._announce.started(container.init)
+        self._started(container.init)
+        return container
+
+    def _make(self, namespace: str, request: CreateRequest) -> _Made:
+        """In a worker thread: everything of Create that blocks."""
+        config = read_config(request.bundle, self.runtime.env.host, request.config)
+        terminal = config.spec.process.terminal
+        if request.terminal is not None and request.terminal != terminal:
+            raise InvalidArgument(f"terminal is {request.terminal} in the request and {terminal} in config.json")
+        options = request.options
+        opened = open_stdio(*request.stdio, terminal=terminal, uid=options.io_uid, gid=options.io_gid)
+        try:
+            runtime = self.runtime.create(
+                request.id,
+                request.bundle,
+                namespace=namespace,
+                config=config.data,
+                stdio=Stdio(*opened.ends, paths=request.stdio),
+                options=CreateOptions(
+                    gate=request.gate,
+                    no_pivot=options.no_pivot_root,
+                    no_new_keyring=options.no_new_keyring,
+                    rootfs=request.rootfs,
+                ),
+            )
+        except BaseException:
+            opened.close()
+            raise
+        return _Made(runtime, opened, _oom_watch(runtime))
+
+    def _adopt(self, container: Container, made: _Made) -> None:
+        container.runtime = made.runtime
+        init = container.init
+        init.pid = made.runtime.pid
+        init.terminal = made.opened.terminal
+        init.timings = made.runtime.timings
+        init.streams = Streams(made.opened, made.runtime.take_console())
+        if made.oom_watch is not None:
+            container.oom_watcher = OomWatcher(made.oom_watch, partial(self._oom_killed, container))
+
+    # ---- start -----------------------------------------------------------------------------------------------------
+
+    async def start(self, process: Process) -> None:
+        """Raises FailedPrecondition in the wrong state, RuntimeFailure; an exec that fails counts as exited then."""
+        await self.to_the_end(self._start(process))
+
+    async def _start(self, process: Process) -> None:
+        container = process.container
+        async with container.lock:
+            _check_startable(process)
+            process.starting = True
+            try:
+                if process.exec_id:
+                    await self._launch_exec(process)
+                else:
+                    await self.in_thread(self.runtime.start, container.runtime)
+            except BaseException:
+                self._start_failed(process)
+                raise
+            process.set_started(process.pid)
+            self._announce.started(process)
+            self._started(process)
+
+    async def _launch_exec(self, process: Process) -> None:
+        container = process.container
+        name = launch_name(container.namespace, container.id, process.exec_id)
+        self._exits.expect(name, partial(self._on_exit, process))
+        try:
+            launched, opened = await self.in_thread(self._make_exec, process)
+        except BaseException:
+            self._exits.unexpect(name)
+            raise
+        process.launched = launched
+        process.pid = launched.pid
+        process.timings = launched.timings
+        process.streams = Streams(opened, launched.console_fd)
+
+    def _make_exec(self, process: Process) -> tuple[ExecProcess, OpenStdio]:
+        assert process.spec is not None
+        opened = open_stdio(*process.stdio, terminal=process.terminal)
+        try:
+            launched = self.runtime.exec(
+                process.container.runtime,
+                process.exec_id,
+                process.spec,
+                stdio=Stdio(*opened.ends, paths=process.stdio),
+            )
+        except BaseException:
+            opened.close()
+            raise
+        return launched, opened
+
+    def _started(self, process: Process) -> None:
+        process.starting = False
+        held, process.exit_held = process.exit_held, None
+        if held is not None:
+            self._on_exit(process, held)
+
+    def _start_failed(self, process: Process) -> None:
+        if process.exec_id and not process.exited.done():
+            process.exited.set_result(Exit(process.id, 0, _START_FAILED << 8, time.time_ns(), 0, 0, 0))
+            self._publish_held_init_exit(process.container)
+        self._started(process)
+
+    # ---- exec ------------------------------------------------------------------------------------------------------
+
+    def add_exec(self, container: Container, request: ExecRequest) -> Process:
+        """Store a process that Start will launch; raises AlreadyExists, FailedPrecondition."""
+        check_identifier(request.exec_id, kind="exec id")
+        if request.exec_id in container.execs:
+            raise AlreadyExists(f"exec {request.exec_id} already exists in container {container.id}")
+        if container.deleted or container.init.status not in (CREATED, RUNNING):
+            raise FailedPrecondition(f"cannot exec in a {status_word(container.init)} container")
+        process = Process(container, request.exec_id, request.stdio)
+        process.spec = request.process
+        process.terminal = request.process.terminal
+        container.execs[request.exec_id] = process
+        self._announce.exec_added(process)
+        return process
+
+    # ---- exit ------------------------------------------------------------------------------------------------------
+
+    def _on_exit(self, process: Process, ended: Exit) -> None:
+        if process.starting:
+            process.exit_held = ended
+        elif process.exec_id:
+            self._publish_exit(process, ended)
+            self._publish_held_init_exit(process.container)
+        else:
+            self._init_ended(process.container, ended)
+
+    def _init_ended(self, container: Container, ended: Exit) -> None:
+        if container.runtime.state.own_pid_namespace:
+            container.init_exit = ended
+            self._publish_held_init_exit(container)
+        else:
+            self.in_background(self._end_leftovers(container, ended), "ending what the first process left", container)
+
+    async def _end_leftovers(self, container: Container, ended: Exit) -> None:
+        """Without a pid namespace of its own, nobody but us ends the container's other processes."""
+        try:
+            await self.in_thread(partial(self.runtime.kill, container.runtime, _SIGKILL, everyone=True))
+        finally:
+            container.init_exit = ended
+            self._publish_held_init_exit(container)
+
+    def _publish_held_init_exit(self, container: Container) -> None:
+        ended = container.init_exit
+        if ended is not None and not container.init.exited.done() and not container.running_execs():
+            self._publish_exit(container.init, ended)
+
+    def _publish_exit(self, process: Process, ended: Exit) -> None:
+        container = process.container
+        if container.oom_watcher is not None:
+            container.oom_watcher.check()
+        if not process.exec_id:
+            container.paused = False
+        self._announce.exited(process, ended)
+        process.exited.set_result(ended)
+
+    # ---- delete ----------------------------------------------------------------------------------------------------
+
+    async def delete(self, process: Process) -> Exit | None:
+        """How the process ended, None for an exec that was never started. Raises FailedPrecondition while it runs."""
+        return await self.to_the_end(
+            self._delete_exec(process) if process.exec_id else self._delete_container(process.container)
+        )
+
+    async def remove(self, container: Container) -> None:
+        """Delete in whatever state, killing what runs."""
+        if container.init.status != STOPPED:
+            await self.in_thread(partial(self.runtime.kill, container.runtime, _SIGKILL, everyone=False))
+            await asyncio.shield(container.init.exited)
+        await self.delete(container.init)
+
+    async def _delete_exec(self, process: Process) -> Exit | None:
+        container = process.container
+        if process.starting or (process.started_at_ns and not process.exited.done()):
+            raise FailedPrecondition(f"cannot delete a running process {process.exec_id}")
+        await self.drained(process)
+        if container.execs.pop(process.exec_id, None) is None:
+            raise NotFound(f"process does not exist {process.exec_id}")
+        if process.streams is not None:
+            process.streams.close()
+        if process.launched is not None:
+            await self.in_thread(self.runtime.delete_exec, container.runtime, process.launched)
+        return process.exit
+
+    async def _delete_container(self, container: Container) -> Exit | None:
+        init = container.init
+        if init.status == CREATED:
+            await self.in_thread(partial(self.runtime.kill, container.runtime, _SIGKILL, everyone=False))
+            await asyncio.shield(init.exited)
+        if init.status != STOPPED:
+            raise FailedPrecondition(f"cannot delete a {status_word(init)} container")
+        await self.drained(init)
+        async with container.lock:
+            if container.deleted:
+                raise NotFound(f"container {container.id} is deleted")
+            problems = await self.in_thread(partial(self.runtime.delete, container.runtime, force=True))
+            container.deleted = True
+        for problem in problems:
+            _log.warning("%s", problem, extra=container.fields)
+        self._forget(container)
+        ended = init.exited.result()
+        self._announce.deleted(container, ended)
+        return ended
+
+    async def drained(self, process: Process) -> None:
+        """Wait until the output of a dead process is taken, but not for ever."""
+        if process.streams is None or process.streams.is_drained:
+            return
+        try:
+            await asyncio.wait_for(process.streams.drained(), self._drain_seconds)
+        except TimeoutError:
+            _log.warning(
+                "output of %s was not taken in %g s", process.id, self._drain_seconds, extra=process.container.fields
+            )
+
+    def _forget(self, container: Container) -> None:
+        for process in (container.init, *container.execs.values()):
+            if process.streams is not None:
+                process.streams.close()
+        if container.oom_watcher is not None:
+            container.oom_watcher.close()
+        self.registry.remove(container)
+
+    def _oom_killed(self, container: Container) -> None:
+        container.oom_killed = True
+        self._announce.oom(container)
+
+
+def _check_startable(process: Process) -> None:
+    container = process.container
+    if container.deleted:
+        raise NotFound(f"container {container.id} is deleted")
+    if process.status != CREATED or process.started_at_ns:
+        raise FailedPrecondition(f"cannot start a {status_word(process)} process")
+    if process.exec_id:
+        if container.init.status == STOPPED:
+            raise FailedPrecondition(f"container {container.id} init process is not running")
+        if container.paused:
+            raise FailedPrecondition("cannot exec in a paused container")
+
+
+def _oom_watch(runtime: RuntimeContainer) -> Watch | None:
+    """None where the kernel cannot tell: without a memory controller."""
+    try:
+        return runtime.cgroup.oom_watch()
+    except RuntimeFailure as error:
+        _log.debug("no word of OOM kills: %s", error, extra={"id": runtime.id})
+        return None
+
+
+def _log_failure(what: str, fields: Mapping[str, str], task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("%s failed: %s", what, error, extra=fields, exc_info=error)

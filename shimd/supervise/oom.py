@@ -1,0 +1,33 @@
+"""OOM kills in one container's cgroup, told on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from shimd.cgroups.oom import Watch
+
+__all__ = ["OomWatcher", "Watch"]
+
+
+class OomWatcher:
+    """Owns ``watch``; ``killed`` is called for each batch of kills."""
+
+    __slots__ = ("_killed", "_loop", "_watch")
+
+    def __init__(self, watch: Watch, killed: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._watch = watch
+        self._killed = killed
+        self._loop.add_reader(watch.fileno(), self.check)
+
+    def check(self) -> None:
+        """Look now: before an exit is reported, so that the kill is told before its consequence."""
+        if self._watch.fileno() >= 0 and self._watch.consume():
+            self._killed()
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._watch.fileno() >= 0:
+            self._loop.remove_reader(self._watch.fileno())
+            self._watch.close()
