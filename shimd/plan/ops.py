@@ -17,32 +17,35 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# What may be mounted inside /proc: the files that lxcfs and the like replace. ``target`` resolved must be one of these.
-PROC_FILES = frozenset(
-    (
-        "/proc/cpuinfo",
-        "/proc/diskstats",
-        "/proc/loadavg",
-        "/proc/meminfo",
-        "/proc/slabinfo",
-        "/proc/stat",
-        "/proc/swaps",
-        "/proc/sys/crypto/fips_enabled",
-        "/proc/sys/kernel/ns_last_pid",
-        "/proc/uptime",
-    )
-)
+from shimd.linux.caps import NAMES as CAPABILITY_NAMES
+from shimd.linux.process import NAMESPACE_FILES
+from shimd.plan.rootfs_ops import PROC_FILES as PROC_FILES
+from shimd.plan.rootfs_ops import Bind as Bind
+from shimd.plan.rootfs_ops import FinalizeReadonly as FinalizeReadonly
+from shimd.plan.rootfs_ops import MakeDevice as MakeDevice
+from shimd.plan.rootfs_ops import MakeDirectory as MakeDirectory
+from shimd.plan.rootfs_ops import MaskPaths as MaskPaths
+from shimd.plan.rootfs_ops import Mount as Mount
+from shimd.plan.rootfs_ops import MountAttr as MountAttr
+from shimd.plan.rootfs_ops import MountCgroup1 as MountCgroup1
+from shimd.plan.rootfs_ops import MountCgroup2 as MountCgroup2
+from shimd.plan.rootfs_ops import PivotRoot as PivotRoot
+from shimd.plan.rootfs_ops import PrepareRoot as PrepareRoot
+from shimd.plan.rootfs_ops import ReadonlyPath as ReadonlyPath
+from shimd.plan.rootfs_ops import Remount as Remount
+from shimd.plan.rootfs_ops import SetPropagation as SetPropagation
+from shimd.plan.rootfs_ops import Symlink as Symlink
 
 Origin = str  # JSON pointer of the config.json field that asked for an operation; "" when it is implied
 
 
-class MountAttr(NamedTuple):
-    """One mount_setattr(2): set and clear are MOUNT_ATTR_* masks, propagation an MS_* propagation type or 0."""
+def _namespace_names(flags: int) -> str:
+    return ", ".join(name for flag, name in NAMESPACE_FILES.items() if flags & flag)
 
-    set: int
-    clear: int
-    propagation: int
-    recursive: bool
+
+def _capability_names(mask: int) -> str:
+    names = [name.removeprefix("CAP_") for number, name in enumerate(CAPABILITY_NAMES) if mask >> number & 1]
+    return "all" if len(names) == len(CAPABILITY_NAMES) else " ".join(names) or "none"
 
 
 class Sync(NamedTuple):
@@ -60,7 +63,7 @@ class JoinCgroup(NamedTuple):
     slots: tuple[str, ...]
 
     def describe(self) -> str:
-        return f"enter {len(self.slots)} cgroup(s)"
+        return f"enter the cgroups of {' '.join(self.slots)}"
 
 
 class Setns(NamedTuple):
@@ -70,7 +73,7 @@ class Setns(NamedTuple):
     flags: int
 
     def describe(self) -> str:
-        return f"join namespaces {self.flags:#x} of {self.slot}"
+        return f"join {_namespace_names(self.flags)} namespace of {self.slot}"
 
 
 class Unshare(NamedTuple):
@@ -79,7 +82,7 @@ class Unshare(NamedTuple):
     flags: int
 
     def describe(self) -> str:
-        return f"unshare {self.flags:#x}"
+        return f"new {_namespace_names(self.flags)} namespace"
 
 
 class TimeOffsets(NamedTuple):
@@ -115,150 +118,6 @@ class LoopbackUp(NamedTuple):
         return "bring up lo"
 
 
-class PrepareRoot(NamedTuple):
-    """Set the propagation of / (MS_* flags), make the mount that holds rootfs private, bind rootfs on itself.
-
-    ``slot`` is "" or the slot of a detached tree to attach instead of binding ``rootfs``. Opens the root descriptor
-    that every later operation resolves paths in (openat2, RESOLVE_IN_ROOT). ``propagation`` 0: there is no mount
-    namespace of our own, so nothing is mounted or changed and only the descriptor is opened.
-    """
-
-    rootfs: str
-    propagation: int
-    slot: str
-
-    def describe(self) -> str:
-        return f"prepare rootfs {self.rootfs}"
-
-
-class Mount(NamedTuple):
-    """A new file system instance: fsopen, fsconfig per ``data`` item, fsmount, move_mount onto ``target``.
-
-    ``data`` are superblock options, one each ("size=65536k", "ro", "mode=755"). ``attr.set`` are fsmount's flags (its
-    other fields are empty), ``more`` are mount_setattr calls in order once the mount is attached. ``copy_up``:
-    tmpcopyup. A tmpfs without ``mode=`` takes the mode of the directory that it covers. ``label`` is the SELinux
-    context= option, for mqueue the security.selinux attribute of its root.
-    """
-
-    target: str
-    fstype: str
-    source: str
-    data: tuple[str, ...]
-    attr: MountAttr
-    more: tuple[MountAttr, ...]
-    copy_up: bool
-    label: str
-
-    def describe(self) -> str:
-        options = ",".join(self.data)
-        return f"mount {self.fstype} on {self.target}" + (f" ({options})" if options else "")
-
-
-class Remount(NamedTuple):
-    """Reconfigure the file system mounted at ``target``: fspick, fsconfig per ``data`` item, then mount_setattr with
-    ``attr`` and each of ``more``.
-    """
-
-    target: str
-    data: tuple[str, ...]
-    attr: MountAttr
-    more: tuple[MountAttr, ...]
-
-    def describe(self) -> str:
-        return f"remount {self.target} ({','.join(self.data)})"
-
-
-class Bind(NamedTuple):
-    """open_tree(OPEN_TREE_CLONE) of ``source`` (or the tree in ``slot``), mount_setattr, move_mount onto ``target``.
-
-    The mount point is made (directory 0755 or file 0644, like the source) when it is missing. ``remount`` tells that
-    the options ask for flags: then flags not listed are cleared as MS_REMOUNT|MS_BIND does, with a retry that keeps the
-    source's locked flags on EPERM, unless they are in ``explicit_clear`` (MOUNT_ATTR_*). ``attr`` is applied before the
-    tree is attached, and only with ``remount``; ``more`` after.
-    """
-
-    target: str
-    source: str
-    slot: str
-    recursive: bool
-    remount: bool
-    attr: MountAttr
-    explicit_clear: int
-    more: tuple[MountAttr, ...]
-
-    def describe(self) -> str:
-        return f"bind {self.source} on {self.target}" + (" recursively" if self.recursive else "")
-
-
-class MountCgroup1(NamedTuple):
-    """The v1 or hybrid view of /sys/fs/cgroup: tmpfs, one mount or bind per hierarchy, symlinks for co-mounted names.
-
-    ``hierarchies``: (directory name, file system type "cgroup" or "cgroup2", options "cpu,cpuacct" or "name=systemd",
-    source). ``source`` is the host directory to bind, or "" to mount the file system itself, which a cgroup namespace
-    cuts down to the container's own part. ``links``: (name, target). ``attr`` is for each of the hierarchies, the tmpfs
-    is nosuid, nodev, noexec; with ``readonly`` it becomes read-only after the links are made.
-    """
-
-    target: str
-    hierarchies: tuple[tuple[str, str, str, str], ...]
-    links: tuple[tuple[str, str], ...]
-    attr: MountAttr
-    more: tuple[MountAttr, ...]
-    readonly: bool
-
-    def describe(self) -> str:
-        return f"mount cgroups {' '.join(name for name, *_ in self.hierarchies)} on {self.target}"
-
-
-class MountCgroup2(NamedTuple):
-    """cgroup2 on ``target``; on EPERM or EBUSY bind ``fallback`` (the container's own cgroup).
-
-    When even that is missing (ENOENT, rootless), an empty read-only directory hides the host's tree.
-    """
-
-    target: str
-    fallback: str
-    attr: MountAttr
-    more: tuple[MountAttr, ...]
-
-    def describe(self) -> str:
-        return f"mount cgroup2 on {self.target}"
-
-
-class MakeDevice(NamedTuple):
-    """mknod in the rootfs (kind "c", "b" or "p"), chmod, chown; an identical node is kept, any other is an error.
-
-    EPERM, or ``bind``: bind-mount the host's node of the same path instead.
-    """
-
-    path: str
-    kind: str
-    major: int
-    minor: int
-    mode: int
-    uid: int
-    gid: int
-    bind: bool
-
-    def describe(self) -> str:
-        return f"make device {self.path} {self.kind} {self.major}:{self.minor} {self.mode:04o}"
-
-
-class Symlink(NamedTuple):
-    """A symbolic link in /dev, made relative to the root descriptor with no link in the parent followed.
-
-    Existing names are kept unless ``replace``. With ``only_if`` the link is made only when that host path exists.
-    """
-
-    path: str
-    target: str
-    replace: bool
-    only_if: str
-
-    def describe(self) -> str:
-        return f"link {self.path} -> {self.target}"
-
-
 class HookSpec(NamedTuple):
     """One OCI hook: absolute path, argv, environment ("K=V"), timeout in seconds or 0."""
 
@@ -277,34 +136,6 @@ class RunHooks(NamedTuple):
 
     def describe(self) -> str:
         return f"run {len(self.hooks)} {self.kind} hook(s)"
-
-
-class PivotRoot(NamedTuple):
-    """Enter the rootfs; ``method``: "pivot" (pivot_root(".", ".")), "move" (MS_MOVE and chroot) or "chroot" alone."""
-
-    method: str
-
-    def describe(self) -> str:
-        return f"enter the rootfs by {self.method}"
-
-
-class MakeDirectory(NamedTuple):
-    """mkdir -p inside the new root while it is still writable: the working directory."""
-
-    path: str
-    mode: int
-
-    def describe(self) -> str:
-        return f"make directory {self.path}"
-
-
-class SetPropagation(NamedTuple):
-    """Propagation of / after the pivot (rootfsPropagation shared or unbindable), an MS_* mask."""
-
-    flags: int
-
-    def describe(self) -> str:
-        return f"set propagation of / to {self.flags:#x}"
 
 
 class Terminal(NamedTuple):
@@ -334,15 +165,6 @@ class Stdio(NamedTuple):
         return "set up stdio"
 
 
-class FinalizeReadonly(NamedTuple):
-    """Read-only at the end: mount ``target`` ("/" for root.readonly) keeps its other flags."""
-
-    target: str
-
-    def describe(self) -> str:
-        return f"make {self.target} read-only"
-
-
 class Hostname(NamedTuple):
     name: str
 
@@ -365,28 +187,6 @@ class Sysctl(NamedTuple):
 
     def describe(self) -> str:
         return f"set sysctl {self.key} = {self.value}"
-
-
-class ReadonlyPath(NamedTuple):
-    """Bind onto itself recursively and remount read-only keeping flags; a missing path is ignored."""
-
-    path: str
-
-    def describe(self) -> str:
-        return f"make {self.path} read-only"
-
-
-class MaskPaths(NamedTuple):
-    """Hide files under the verified /dev/null (1:3), directories under one shared empty read-only tmpfs.
-
-    Missing paths are ignored.
-    """
-
-    paths: tuple[str, ...]
-    label: str
-
-    def describe(self) -> str:
-        return f"mask {len(self.paths)} path(s)"
 
 
 class AppArmor(NamedTuple):
@@ -475,7 +275,7 @@ class Seccomp(NamedTuple):
     program: bytes
 
     def describe(self) -> str:
-        return f"load seccomp filter ({len(self.program) // 8} instructions)"
+        return f"load seccomp filter ({len(self.program) // 8} instructions, flags {self.flags:#x})"
 
 
 class BoundingSet(NamedTuple):
@@ -484,7 +284,7 @@ class BoundingSet(NamedTuple):
     keep: int
 
     def describe(self) -> str:
-        return f"bounding capabilities {self.keep:#x}"
+        return f"bounding capabilities: {_capability_names(self.keep)}"
 
 
 class User(NamedTuple):
@@ -499,7 +299,8 @@ class User(NamedTuple):
     keep_caps: bool
 
     def describe(self) -> str:
-        return f"become {self.uid}:{self.gid}"
+        groups = "" if self.groups is None else ", groups " + (" ".join(map(str, self.groups)) or "none")
+        return f"become {self.uid}:{self.gid}{groups}"
 
 
 class Capabilities(NamedTuple):
@@ -511,7 +312,9 @@ class Capabilities(NamedTuple):
     ambient: int
 
     def describe(self) -> str:
-        return f"capabilities {self.effective:#x}"
+        sets = ("permitted", self.permitted), ("inheritable", self.inheritable), ("ambient", self.ambient)
+        others = "".join(f"; {name}: {_capability_names(mask)}" for name, mask in sets if mask != self.effective)
+        return f"capabilities: {_capability_names(self.effective)}{others}"
 
 
 class Chdir(NamedTuple):
@@ -542,7 +345,7 @@ class FindProgram(NamedTuple):
     env: tuple[str, ...]
 
     def describe(self) -> str:
-        return f"find program {self.args[0]}"
+        return f"find program {self.args[0]} ({len(self.args) - 1} arguments, {len(self.env)} variables)"
 
 
 class WaitStart(NamedTuple):

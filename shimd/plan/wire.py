@@ -9,9 +9,11 @@ writes to the keeper's socket. Opcodes are never reused. A change to the fields 
 from __future__ import annotations
 
 import marshal
+from binascii import b2a_base64
 from typing import Any
 
 from shimd.errors import InternalError
+from shimd.linux.process import NAMESPACE_FILES
 from shimd.plan import ops
 
 WIRE_VERSION = 1
@@ -120,3 +122,40 @@ def _step(row: Any) -> ops.Step:
         raise InternalError(f"decode plan: unknown opcode {e}") from e
     except (ValueError, TypeError, IndexError) as e:
         raise InternalError(f"decode plan: {e}") from e
+
+
+def to_json(plan: ops.Plan) -> dict[str, Any]:
+    """The plan as ``plan`` prints it: the fields of the record, with the steps as ``steps_to_json`` has them and the
+    namespaces of the clone by name.
+    """
+    fields = {name: _plain(value) for name, value in plan._asdict().items()}
+    fields["clone"] = [name for flag, name in NAMESPACE_FILES.items() if plan.clone & flag]
+    fields["stage"] = steps_to_json(plan.stage)
+    fields["steps"] = steps_to_json(plan.steps)
+    return fields
+
+
+def steps_to_json(steps: tuple[ops.Step, ...]) -> list[dict[str, Any]]:
+    """``index`` as errors name it, ``op``, ``origin`` (JSON pointer or ""), ``text`` for people, ``fields``."""
+    return [
+        {
+            "index": index,
+            "op": type(step.op).__name__,
+            "origin": step.origin,
+            "text": step.op.describe(),
+            "fields": _plain(step.op),
+        }
+        for index, step in enumerate(steps)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Records become objects, tuples lists, bytes base64."""
+    if isinstance(value, bytes):
+        return b2a_base64(value, newline=False).decode()
+    if isinstance(value, tuple):
+        fields = getattr(value, "_asdict", None)
+        if fields is not None:
+            return {name: _plain(item) for name, item in fields().items()}
+        return [_plain(item) for item in value]
+    return value
