@@ -1,0 +1,89 @@
+"""Processes of a test inside of a cgroup."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+from tests.support import wait
+
+
+class Member:
+    """A process that joined through ``procs``, ran ``task`` and then sleeps until it is killed."""
+
+    def __init__(self, procs: list[int], task: Callable[[], None] = lambda: None) -> None:
+        ready, report = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _run(procs, task, report)
+        os.close(report)
+        for fd in procs:
+            os.close(fd)
+        self._ready = ready
+        self.status: int | None = None
+
+    def wait_ready(self) -> None:
+        """Until the task is done; AssertionError with its problem."""
+        text = wait.read_some(self._ready, what="the task in the cgroup")
+        assert text == b"done", text.decode()
+
+    def wait_end(self) -> int:
+        """The exit status, or the signal as a negative number."""
+        if self.status is None:
+            wait.process_gone(self.pid)
+            _, status = os.waitpid(self.pid, 0)
+            self.status = os.waitstatus_to_exitcode(status)
+        return self.status
+
+    def close(self) -> None:
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self.wait_end()
+        os.close(self._ready)
+
+
+@contextlib.contextmanager
+def member(procs: list[int], task: Callable[[], None] = lambda: None) -> Iterator[Member]:
+    """A member whose task is done."""
+    made = Member(procs, task)
+    try:
+        made.wait_ready()
+        yield made
+    finally:
+        made.close()
+
+
+def _run(procs: list[int], task: Callable[[], None], report: int) -> None:
+    try:
+        for fd in procs:
+            os.write(fd, b"0")
+        task()
+        os.write(report, b"done")
+        while True:
+            signal.pause()
+    except BaseException as err:  # noqa: BLE001 (whatever it is belongs into the report)
+        os.write(report, repr(err).encode())
+    finally:
+        os._exit(1)
+
+
+def fork_children(count: int) -> None:
+    """A task: so many children that sleep; they end with their cgroup."""
+    for _ in range(count):
+        if os.fork() == 0:
+            while True:
+                signal.pause()
+
+
+def eat(size: int) -> None:
+    """A task: dirty so many bytes of memory of its own, page by page, and keep them."""
+    global _eaten
+    _eaten = bytearray(size)
+    for offset in range(0, size, 4096):
+        _eaten[offset] = 1
+
+
+_eaten = bytearray()
