@@ -11,12 +11,13 @@ import pytest
 
 from shimd.host import facts
 from shimd.oci.features import features
-from shimd.oci.read import read_spec
+from shimd.oci.read import read_resources, read_spec
 from shimd.oci.spec import OCI_VERSION, default_spec
 from shimd.oci.statejson import dumps, hook_state, state_document
 from shimd.oci.validate import validate
 from shimd.oci.values import cpu_list, huge_page_kib, rooted, sysctl_path
-from tests.support.specs import docker_default_seccomp
+from shimd.oci.write import resources_document
+from tests.support.specs import docker_default_seccomp, every_field
 
 
 @pytest.mark.parametrize("rootless", [False, True])
@@ -102,6 +103,12 @@ def test_state_document() -> None:
 
 def _annotated() -> bytes:
     return json.dumps(default_spec() | {"annotations": {"a": "b"}}).encode()
+
+
+@pytest.mark.parametrize("document", [every_field()["linux"]["resources"], {}, {"memory": {"limit": 0}, "pids": {}}])
+def test_resources_can_be_written_back(document: dict[str, Any]) -> None:
+    resources = read_resources(json.dumps(document).encode())
+    assert read_resources(json.dumps(resources_document(resources)).encode()) == resources
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
