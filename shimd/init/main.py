@@ -1,0 +1,64 @@
+"""The first code of a new process, forked from the keeper or from the runtime itself: nothing of the parent may be
+left in it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterable
+from fcntl import F_DUPFD_CLOEXEC, fcntl
+from typing import NoReturn
+
+from shimd.errors import InternalError
+from shimd.init.context import Aborted, Context
+from shimd.init.execute import execute
+from shimd.init.handshake import Failure
+from shimd.linux import process
+from shimd.plan.wire import loads
+
+FAILED = 1
+
+Slots = tuple[tuple[str, int], ...]  # (name, descriptor), as in LaunchRequest.fds
+
+
+def run_child(steps: bytes, slots: Slots) -> NoReturn:
+    """Carry out the plan and never return. ``slots`` are the only descriptors that stay open, beside 0, 1 and 2."""
+    try:
+        ctx = enter(slots)
+        failure = _run(ctx, steps)
+        if failure is not None:
+            ctx.report(failure)
+    finally:
+        os._exit(FAILED)
+
+
+def enter(slots: Slots) -> Context:
+    """Shut the process off: not dumpable, so that nobody in a namespace that it joins can trace it or open its
+    descriptors (CVE-2016-9962); a session of its own; no descriptor of the parent.
+    """
+    process.set_dumpable(0)
+    os.setsid()
+    gc.disable()  # a collection would write to every page that is shared with the parent
+    bound = {name: fd if fd > 2 else fcntl(fd, F_DUPFD_CLOEXEC, 3) for name, fd in slots}
+    close_others(bound.values())
+    return Context(bound)
+
+
+def close_others(keep: Iterable[int]) -> None:
+    """Close what is neither standard stream nor in ``keep``."""
+    first = 3
+    for fd in sorted(set(keep)):
+        if fd > first:
+            process.close_range(first, fd - 1, 0)
+        first = max(first, fd + 1)
+    process.close_range(first, process.MAX_FD, 0)
+
+
+def _run(ctx: Context, steps: bytes) -> Failure | None:
+    try:
+        return execute(ctx, loads(steps))
+    except Aborted:
+        return None
+    except InternalError as e:
+        return Failure(-1, "", "", "read the plan", 0, str(e))

@@ -1,0 +1,150 @@
+"""Make the process that carries out a plan: a clone3, or an intermediate process (stage) that joins namespaces and
+then clones.
+
+Only children enter a pid or time namespace, and new namespaces belong to the user namespace that is current when they
+are made. So some plans have a stage: a child of the launcher joins what is to be joined and clones the process with
+CLONE_PARENT, which makes it a child of the launcher too. The stage sends its pid and pidfd and exits with 0.
+
+A stage that does nothing but join a pid namespace (every exec) needs no process: the launcher itself sets the
+namespace of its next child, clones, and sets it back.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
+from collections.abc import Callable
+from typing import NoReturn
+
+from shimd.errors import RuntimeFailure
+from shimd.init.context import Context
+from shimd.init.execute import execute
+from shimd.init.handshake import Failure, decode
+from shimd.init.main import FAILED, enter, run_child
+from shimd.init.request import Launched, LaunchRequest
+from shimd.linux import fdpass, process
+from shimd.plan import ops
+from shimd.plan.wire import loads
+
+_MAX_REPORT = 32 * 1024
+
+
+class Pending:
+    """A stage at work: ``report`` is readable when it has cloned or failed, ``finish`` then tells which."""
+
+    def __init__(self, pid: int, pidfd: int, report: socket) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.report = report
+
+    def finish(self) -> Launched:
+        """Waits for the stage. Raises RuntimeFailure. The stage's zombie is the caller's to reap."""
+        try:
+            data, fds = fdpass.recv(self.report, _MAX_REPORT, 1)
+        finally:
+            self.report.close()
+            os.close(self.pidfd)
+        if fds:
+            return Launched(int(data), fds[0])
+        message = decode(data)
+        raise RuntimeFailure(f"prepare namespaces: {message.failure or 'the intermediate process died'}")
+
+
+def _nothing() -> None:
+    pass
+
+
+def clone_into_plan(request: LaunchRequest) -> Launched:
+    """The process, a child of the caller. Raises RuntimeFailure. The caller has one thread."""
+    made = start_clone(request)
+    if isinstance(made, Launched):
+        return made
+    try:
+        return made.finish()
+    finally:
+        os.waitpid(made.pid, 0)
+
+
+def start_clone(request: LaunchRequest, in_child: Callable[[], None] = _nothing) -> Launched | Pending:
+    """As ``clone_into_plan``, without waiting for a stage. ``in_child`` undoes what the launcher did to itself."""
+    try:
+        if not request.stage:
+            return _clone(request, in_child)
+        steps = loads(request.stage)
+        slot = _pid_namespace_alone(steps)
+        if slot:
+            return _clone_in_pid_namespace(request, slot, in_child)
+        return _start_stage(request, steps, in_child)
+    except OSError as e:
+        raise RuntimeFailure(f"make process: {e.strerror}") from e
+
+
+def _clone(request: LaunchRequest, in_child: Callable[[], None]) -> Launched:
+    pid, pidfd = process.clone3(request.clone, cgroup_fd=request.cgroup_fd)
+    if pid == 0:
+        try:
+            in_child()
+            run_child(request.steps, request.fds)
+        finally:
+            os._exit(FAILED)
+    return Launched(pid, pidfd)
+
+
+def _pid_namespace_alone(steps: tuple[ops.Step, ...]) -> str:
+    """The slot of the pid namespace when joining it is all that the stage does."""
+    if len(steps) == 1:
+        op = steps[0].op
+        if isinstance(op, ops.Setns) and op.flags == process.CLONE_NEWPID:
+            return op.slot
+    return ""
+
+
+def _clone_in_pid_namespace(request: LaunchRequest, slot: str, in_child: Callable[[], None]) -> Launched:
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        process.setns(dict(request.fds)[slot], process.CLONE_NEWPID)
+        try:
+            return _clone(request, in_child)
+        finally:
+            process.setns(own, process.CLONE_NEWPID)
+    finally:
+        os.close(own)
+
+
+def _start_stage(request: LaunchRequest, steps: tuple[ops.Step, ...], in_child: Callable[[], None]) -> Pending:
+    report, report_child = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+    try:
+        pid, pidfd = process.clone3(0)
+        if pid == 0:
+            try:
+                in_child()
+                _run_stage(request, steps, report_child.detach())
+            finally:
+                os._exit(FAILED)
+    except BaseException:
+        report.close()
+        raise
+    finally:
+        report_child.close()
+    return Pending(pid, pidfd, report)
+
+
+def _run_stage(request: LaunchRequest, steps: tuple[ops.Step, ...], report: int) -> NoReturn:
+    cgroup = (("cgroup", request.cgroup_fd),) if request.cgroup_fd >= 0 else ()
+    ctx = enter((*request.fds, ("stage", report), *cgroup))
+    ctx.channel = ctx.take("stage")
+    failure = execute(ctx, steps) or _clone_and_report(ctx, request)
+    if failure is not None:
+        ctx.report(failure)
+    os._exit(0 if failure is None else FAILED)
+
+
+def _clone_and_report(ctx: Context, request: LaunchRequest) -> Failure | None:
+    try:
+        pid, pidfd = process.clone3(request.clone | process.CLONE_PARENT, cgroup_fd=ctx.slots.pop("cgroup", -1))
+    except OSError as e:
+        return Failure(-1, "", "", "clone3", e.errno or 0, e.strerror or "")
+    if pid == 0:
+        run_child(request.steps, tuple(ctx.slots.items()))
+    fdpass.send(socket(fileno=ctx.channel), str(pid).encode(), [pidfd])
+    return None
