@@ -1,9 +1,18 @@
 """Move bytes from one descriptor to another on the event loop, with the target's fullness as the source's brake.
 
 ``SpliceRelay`` serves pipe to FIFO and back: the bytes never enter this process (splice(2)). ``CopyRelay`` serves the
-rest (a terminal cannot be spliced from, a file opened for appending cannot be spliced to) and holds at most one chunk.
-Both own their two descriptors, which are non-blocking, and close them when they end: at the end of the source, when
-the reader of the target is gone, or on ``close``.
+rest (a terminal cannot be spliced from, a file opened for appending cannot be spliced to) and holds at most one chunk;
+``FileRelay`` reads a regular file, which no event loop can wait for. All own their two descriptors, which are
+non-blocking, and close them when they end: at the end of the source, when the reader of the target is gone, or on
+``close``.
+
+Only the end of the source is sure to be the end: but a process may leave children that keep its output open, for
+hours. ``expire`` says that the process is dead. Whatever it wrote is in the source by then, so the first moment
+that the source is empty is the moment when everything is delivered.
+
+A pipe of 256 KiB carries twice as much as one of 64 KiB: the three processes wake each other less often. But a user's
+pipes share a budget (64 MiB, pipe(7)), and beyond it every new pipe of the user has two pages only, also in containers
+with the same uid. So a pipe grows once it was seen to carry much, and few are grown at a time.
 """
 
 from __future__ import annotations
@@ -14,7 +23,13 @@ import logging
 import os
 from collections.abc import Callable
 
+from shimd.linux import pipe
+
 CHUNK = 64 * 1024
+
+GROWN_SIZE = 256 * 1024
+GROW_AFTER = 1024 * 1024  # bytes
+GROWN_AT_ONCE = 32  # 8 MiB of the 64
 
 _SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 # The other side of a terminal that nobody has open any more reads as EIO, of a pipe nobody reads as EPIPE.
@@ -25,18 +40,27 @@ _log = logging.getLogger(__name__)
 
 
 class Relay:
-    """The loop's side of both: waits for one descriptor at a time."""
+    """The loop's side of all: waits for one descriptor at a time."""
 
-    __slots__ = ("_ended", "_loop", "_source", "_target", "_waits_for_target")
+    __slots__ = ("_ended", "_expired", "_loop", "_source", "_target", "_waits_for_target")
 
     def __init__(self, source: int, target: int, ended: Callable[[], None]) -> None:
-        """``ended`` is called once, when everything is delivered and both descriptors are closed."""
+        """``ended`` is called once: at the end, with both descriptors closed, or earlier as ``expire`` says."""
         self._loop = asyncio.get_running_loop()
         self._source = source
         self._target = target
-        self._ended = ended
+        self._ended: Callable[[], None] | None = ended
+        self._expired = False
         self._waits_for_target = False
         self._loop.add_reader(source, self._move)
+
+    def expire(self) -> None:
+        """Call ``ended`` as soon as what is in the source is delivered, even if others have it open; it goes on for
+        those. Idempotent.
+        """
+        if self._source >= 0 and not self._expired:
+            self._expired = True
+            self._look_again()
 
     def close(self) -> None:
         """Stop at once; what was not delivered is lost. Idempotent."""
@@ -49,7 +73,7 @@ class Relay:
         os.close(self._source)
         os.close(self._target)
         self._source = self._target = -1
-        self._ended()
+        self._report_end()
 
     def _move(self) -> None:
         raise NotImplementedError
@@ -59,45 +83,89 @@ class Relay:
             _log.error("relay of standard streams ended: %s", error)
         self.close()
 
+    def _report_end(self) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended()
+
     def _wait_for_target(self) -> None:
         if not self._waits_for_target:
             self._waits_for_target = True
             self._loop.remove_reader(self._source)
             self._loop.add_writer(self._target, self._move)
 
-    def _wait_for_source(self) -> None:
+    def _wait_for_source(self, *, empty: bool = False) -> None:
         if self._waits_for_target:
             self._waits_for_target = False
             self._loop.remove_writer(self._target)
             self._loop.add_reader(self._source, self._move)
+        if self._expired:
+            if empty:
+                self._report_end()
+            else:
+                self._look_again()
+
+    def _look_again(self) -> None:
+        """An empty source is no event that the loop could wait for."""
+        if self._ended is not None and not self._waits_for_target:
+            self._loop.call_soon(self._move_if_open)
+
+    def _move_if_open(self) -> None:
+        if self._source >= 0 and not self._waits_for_target:
+            self._move()
 
 
 class SpliceRelay(Relay):
     """Both descriptors are pipes or FIFOs."""
 
-    __slots__ = ()
+    __slots__ = ("_carried", "_grown")
+
+    _grown_now = 0  # of all
+
+    def __init__(self, source: int, target: int, ended: Callable[[], None], *, may_grow: bool = False) -> None:
+        """``may_grow``: the source is a pipe of our own."""
+        super().__init__(source, target, ended)
+        self._carried = 0 if may_grow else -1
+        self._grown = False
+
+    def close(self) -> None:
+        super().close()
+        if self._grown:
+            self._grown = False
+            SpliceRelay._grown_now -= 1
 
     def _move(self) -> None:
         try:
-            moved = os.splice(self._source, self._target, CHUNK, flags=_SPLICE_FLAGS)
+            moved = os.splice(self._source, self._target, GROWN_SIZE, flags=_SPLICE_FLAGS)
         except BlockingIOError:
-            # EAGAIN does not say which of the two was not ready: the one that was not just announced.
-            if self._waits_for_target:
-                self._wait_for_source()
-            else:
+            # EAGAIN does not say which of the two was not ready.
+            if pipe.bytes_available(self._source):
                 self._wait_for_target()
+            else:
+                self._wait_for_source(empty=True)
             return
         except OSError as error:
             self._fail(error)
             return
         if moved == 0:
             self.close()
-        else:
-            self._wait_for_source()
+            return
+        if self._carried >= 0:
+            self._count(moved)
+        self._wait_for_source()
+
+    def _count(self, moved: int) -> None:
+        self._carried += moved
+        if self._carried > GROW_AFTER:
+            self._carried = -1
+            if SpliceRelay._grown_now < GROWN_AT_ONCE:
+                self._grown = True
+                SpliceRelay._grown_now += 1
+                pipe.set_pipe_size(self._source, GROWN_SIZE)
 
 
 class CopyRelay(Relay):
-    """Any two descriptors; a regular file as target never makes it wait."""
+    """Any two descriptors that can be waited for; a regular file as target never makes it wait."""
 
     __slots__ = ("_rest",)
 
@@ -106,12 +174,22 @@ class CopyRelay(Relay):
         super().__init__(source, target, ended)
 
     def _move(self) -> None:
-        try:
-            if not self._rest:
+        if not self._rest:
+            try:
                 self._rest = os.read(self._source, CHUNK)
-                if not self._rest:
-                    self.close()
-                    return
+            except BlockingIOError:
+                self._wait_for_source(empty=True)
+                return
+            except OSError as error:
+                self._fail(error)
+                return
+            if not self._rest:
+                self.close()
+                return
+        self._write()
+
+    def _write(self) -> None:
+        try:
             self._rest = self._rest[os.write(self._target, self._rest) :]
         except BlockingIOError:
             pass
@@ -125,3 +203,22 @@ class CopyRelay(Relay):
             self._wait_for_target()
         else:
             self._wait_for_source()
+
+
+class FileRelay(CopyRelay):
+    """The source is a regular file, which is always readable: only the target makes it wait."""
+
+    __slots__ = ()
+
+    def __init__(self, source: int, target: int, ended: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._source = source
+        self._target = target
+        self._ended = ended
+        self._expired = False
+        self._rest = b""
+        self._waits_for_target = True
+        self._loop.add_writer(target, self._move)
+
+    def _wait_for_source(self, *, empty: bool = False) -> None:
+        pass
