@@ -77,13 +77,20 @@ def compile_exec(document: model.Process, spec: model.Spec, host: HostFacts, opt
     builder = Builder(host)
     wanted = _inherit(document, spec.process)
     affinity = wanted.exec_cpu_affinity or model.CpuAffinity()
+    flags = namespaces.layout(spec.linux, host).all
+    stage: tuple[ops.Step, ...] = ()
+    if flags & CLONE_NEWPID and host.euid == 0:
+        # All of the stage, so that a launcher can do it without a process in between; the new process does the rest.
+        builder.add(ops.Setns("init", CLONE_NEWPID), "/linux/namespaces")
+        stage = builder.take_steps()
+        flags &= ~CLONE_NEWPID
     if affinity.initial:
         builder.add(ops.CpuAffinity(process.cpus(affinity.initial)), "/execCPUAffinity/initial")
     _add_birth(builder, "", wanted, options.cgroup_slots)
-    flags = namespaces.layout(spec.linux, host).all
     if flags:
         builder.add(ops.Setns("init", flags), "/linux/namespaces")
-    stage = builder.take_steps() if flags & CLONE_NEWPID else ()
+    if flags & CLONE_NEWPID:  # an unprivileged caller has to enter the user namespace first
+        stage = builder.take_steps()
     if flags & CLONE_NEWUSER:
         builder.add(ops.BecomeRoot())
     _add_keyring(builder, wanted, options)
