@@ -20,10 +20,7 @@ def compile_create(spec: model.Spec, host: HostFacts, options: CompileOptions) -
     """The plan of a container's init; with ``options.gate`` it waits for ``start``."""
     builder = Builder(host)
     layout = namespaces.layout(spec.linux, host)
-    _add_birth(builder, "/process", spec.process, options.cgroup_slots)
-    namespaces.add_joins(builder, layout)
-    staged = namespaces.needs_stage(layout, spec.process.oom_score_adj)
-    stage = builder.take_steps() if staged else ()
+    stage = _add_start(builder, spec, layout, options.cgroup_slots)
     namespaces.add_identity(builder, layout)
     _add_keyring(builder, spec.process, options)
     rootfs.add_rootfs(builder, spec, options, layout)
@@ -131,6 +128,21 @@ def compile_exec(document: model.Process, spec: model.Spec, host: HostFacts, opt
         hooks_prestart=(),
         warnings=tuple(builder.warnings),
     )
+
+
+def _add_start(
+    builder: Builder, spec: model.Spec, layout: namespaces.Layout, cgroup_slots: tuple[str, ...]
+) -> tuple[ops.Step, ...]:
+    """Cgroups and joined namespaces; returns the steps of the stage."""
+    if namespaces.precedes_clone(layout, spec.process.oom_score_adj):
+        _add_birth(builder, "/process", spec.process, cgroup_slots)
+        namespaces.add_joins(builder, layout)
+        return builder.take_steps()
+    namespaces.add_joins(builder, layout, CLONE_NEWPID)
+    stage = builder.take_steps()
+    _add_birth(builder, "/process", spec.process, cgroup_slots)
+    namespaces.add_joins(builder, layout, ~CLONE_NEWPID)
+    return stage
 
 
 def _add_birth(builder: Builder, at: str, wanted: model.Process, cgroup_slots: tuple[str, ...]) -> None:

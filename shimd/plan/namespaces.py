@@ -2,8 +2,10 @@
 
 Facts about the kernel:
 
-- A joined pid namespace is entered only by the children of the process that joined it: that takes an intermediate
-  process, the *stage*. So do the offsets of a new time namespace, which are fixed once a process is inside.
+- A joined pid namespace is entered only by the children of the process that joined it, so it is joined in the *stage*.
+  A launcher can do that alone by itself and go back. Anything else in the stage takes an intermediate process: the
+  offsets of a new time namespace, fixed once a process is inside, and joining the user namespace that others are to
+  belong to.
 - clone3 with CLONE_NEWUSER makes the user namespace first, and it then owns the others of the same call.
 - Joining a namespace needs CAP_SYS_ADMIN over it. A host's root has that as long as it is not in the container's user
   namespace yet, so it joins the user namespace last; anybody else has it only from inside, and joins it first.
@@ -78,17 +80,18 @@ def layout(linux: model.Linux, host: HostFacts) -> Layout:
     return Layout(new, tuple([file for file, _ in joins]), tuple([origin for _, origin in joins]), offsets)
 
 
-def needs_stage(plan: Layout, oom_score_adj: int | None) -> bool:
-    children_only = any(file.type in (CLONE_NEWPID, CLONE_NEWUSER) for file in plan.joined)
-    if children_only or plan.offsets:
+def precedes_clone(plan: Layout, oom_score_adj: int | None) -> bool:
+    """Whether an intermediate process has to do all that comes before the clone; else only the pid namespace may."""
+    if plan.offsets or any(file.type == CLONE_NEWUSER for file in plan.joined):
         return True
     return bool(plan.new & CLONE_NEWUSER and (plan.joined or (oom_score_adj is not None and oom_score_adj < 0)))
 
 
-def add_joins(builder: Builder, plan: Layout) -> None:
-    """What precedes the clone in the stage, or is init's own business without one."""
+def add_joins(builder: Builder, plan: Layout, kinds: int = -1) -> None:
+    """Those of the joined namespaces that are among ``kinds``, then the time namespace that needs offsets."""
     for file, origin in zip(plan.joined, plan.origins, strict=True):
-        builder.add(ops.Setns(file.slot, file.type), origin)
+        if file.type & kinds:
+            builder.add(ops.Setns(file.slot, file.type), origin)
     if plan.offsets:
         builder.add(ops.Unshare(CLONE_NEWTIME), "/linux/timeOffsets")
         builder.add(ops.TimeOffsets(plan.offsets), "/linux/timeOffsets")

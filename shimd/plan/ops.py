@@ -91,7 +91,7 @@ class TimeOffsets(NamedTuple):
     offsets: tuple[tuple[str, int, int], ...]
 
     def describe(self) -> str:
-        return "set time offsets " + ", ".join(f"{c} {s}.{n:09d}" for c, s, n in self.offsets)
+        return "set time offsets " + ", ".join(f"{c} {s} s {n} ns" for c, s, n in self.offsets)
 
 
 class BecomeRoot(NamedTuple):
