@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 
+from shimd.linux.process import set_child_subreaper
 from tests.support import wait
 
 
@@ -54,6 +55,21 @@ def member(procs: list[int], task: Callable[[], None] = lambda: None) -> Iterato
         yield made
     finally:
         made.close()
+
+
+@contextlib.contextmanager
+def reaper() -> Iterator[None]:
+    """Children of a member become ours when it ends, and are waited for: init of this machine may take seconds for
+    it.
+    """
+    set_child_subreaper(1)
+    try:
+        yield
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
+    finally:
+        set_child_subreaper(0)
 
 
 def _run(procs: list[int], task: Callable[[], None], report: int) -> None:

@@ -13,7 +13,7 @@ from shimd.cgroups.manager import CgroupManager, from_state, manager
 from shimd.errors import FailedPrecondition, RuntimeFailure
 from shimd.host.facts import HostFacts, probe
 from shimd.oci.model import BlockIo, Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources, ThrottleDevice
-from tests.kernel.cgroup_member import Member, eat, fork_children, member
+from tests.kernel.cgroup_member import Member, eat, fork_children, member, reaper
 from tests.support import wait
 from tests.support.requires import lack, requires
 from tests.support.session import TAG
@@ -44,10 +44,11 @@ def make(host: HostFacts) -> Iterator[Make]:
             made[-1].create(resources)
         return made[-1]
 
-    yield build
-    for item in made:
-        item.kill(signal.SIGKILL)
-        item.destroy()
+    with reaper():
+        yield build
+        for item in made:
+            item.kill(signal.SIGKILL)
+            item.destroy()
     for directory in tops(host):
         with contextlib.suppress(FileNotFoundError):
             directory.rmdir()

@@ -1,0 +1,593 @@
+"""On a v1 or hybrid machine these see a private mount of the unified hierarchy, which has at most hugetlb; limits
+of the main controllers are tested in the virtual machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shimd.cgroups import device_filter, devices
+from shimd.cgroups.ebpf import device_program
+from shimd.cgroups.manager import CgroupManager, from_state, manager
+from shimd.cgroups.v2 import V2Manager
+from shimd.errors import FailedPrecondition, RuntimeFailure
+from shimd.host.facts import HostFacts, probe
+from shimd.linux import bpf, mount
+from shimd.linux.process import CLONE_NEWNS, clone3
+from shimd.oci.model import BlockIo, Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources, ThrottleDevice
+from tests.kernel.cgroup_member import Member, eat, fork_children, member, reaper
+from tests.kernel.child import run_in_child
+from tests.support import wait
+from tests.support.requires import lack
+from tests.support.session import TAG
+
+TOP = f"/{TAG}"
+ROOT = "/sys/fs/cgroup"
+MEBIBYTE = 1 << 20
+
+Make = Callable[..., CgroupManager]
+
+
+class World:
+    """A machine with cgroup v2 alone, and managers below /TAG whose processes and cgroups end with the test."""
+
+    def __init__(self) -> None:
+        self.host: HostFacts = probe()
+        assert self.host.cgroup_mode == "v2"
+        self._made: list[CgroupManager] = []
+
+    def manager(self, name: str = "a") -> CgroupManager:
+        self._made.append(manager(self.host, cgroups_path=f"{TOP}/{name}", container_id=name))
+        return self._made[-1]
+
+    def create(self, name: str = "a", **resources: object) -> CgroupManager:
+        made = self.manager(name)
+        made.create(Resources(**resources))  # type: ignore[arg-type]  # checked by the model's own tests
+        return made
+
+    def close(self) -> None:
+        for item in self._made:
+            item.close()
+            item.kill()
+            item.destroy()
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(ROOT + TOP)
+
+
+@contextlib.contextmanager
+def _world() -> Iterator[World]:
+    if lack("cgroup-mode:v2"):
+        mount.umount2(ROOT, mount.MNT_DETACH)
+        mount.mount("cgroup2", ROOT, "cgroup2", 0)
+    with reaper():
+        world = World()
+        try:
+            yield world
+        finally:
+            world.close()
+
+
+def on_v2(test: Callable[..., None]) -> Callable[..., None]:
+    """Run the test in a child with mounts of its own, where ``world`` is its first argument."""
+
+    def run(*args: object, **kwargs: object) -> None:
+        def body() -> None:
+            with _world() as world:
+                test(world, *args, **kwargs)
+
+        run_in_child(body, CLONE_NEWNS)
+
+    functools.update_wrapper(run, test)
+    del run.__wrapped__  # type: ignore[attr-defined]  # pytest would ask for a fixture named world
+    return run
+
+
+def text(cgroup: CgroupManager, file: str) -> str:
+    return Path(cgroup.paths[""], file).read_text().strip()
+
+
+def programs(cgroup: CgroupManager) -> list[int]:
+    fd = os.open(cgroup.paths[""], os.O_RDONLY)
+    try:
+        return bpf.prog_query(fd)
+    finally:
+        os.close(fd)
+
+
+# ---- making and joining ----------------------------------------------------------------------------------------------
+
+
+@on_v2
+def test_process_joins_by_writing(world: World) -> None:
+    cgroup = world.create()
+    with member(cgroup.open_procs()) as process:
+        assert Path(f"/proc/{process.pid}/cgroup").read_text().splitlines()[-1] == f"0::{TOP}/a"
+        assert cgroup.pids() == [process.pid]
+
+
+@on_v2
+def test_process_is_born_inside(world: World) -> None:
+    cgroup = world.create()
+    fd = cgroup.cgroup_fd()
+    pid, pidfd = clone3(0, cgroup_fd=fd)
+    if pid == 0:
+        signal.pause()
+        os._exit(1)
+    os.close(fd)
+    assert cgroup.pids() == [pid]
+    cgroup.kill()
+    wait.exited(pidfd)
+    os.close(pidfd)
+
+
+@on_v2
+def test_state_round_trip(world: World) -> None:
+    cgroup = world.create()
+    again = from_state(world.host, cgroup.to_state())
+    assert again.paths == cgroup.paths
+    again.destroy()
+    assert not cgroup.exists()
+
+
+@on_v2
+def test_refuses_processes(world: World) -> None:
+    cgroup = world.create()
+    with (
+        member(cgroup.open_procs(), lambda: fork_children(1)),
+        pytest.raises(FailedPrecondition, match=r"container's cgroup is not empty: 2 process\(es\) found"),
+    ):
+        world.create()
+    assert cgroup.exists()
+
+
+@on_v2
+def test_refuses_a_frozen_cgroup(world: World) -> None:
+    cgroup = world.create()
+    cgroup.freeze()
+    with pytest.raises(FailedPrecondition, match="container's cgroup unexpectedly frozen"):
+        world.create()
+    cgroup.thaw()
+    world.create()
+
+
+@on_v2
+def test_failure_leaves_nothing(world: World) -> None:
+    with pytest.raises(
+        RuntimeFailure, match=r'unable to set unified resource "cgroup\.max\.depth": failed to write "x"'
+    ):
+        world.create("x/y", unified={"cgroup.max.depth": "x"})
+    assert not os.path.exists(ROOT + TOP)
+
+
+@on_v2
+def test_unified_resources_are_written_line_by_line(world: World) -> None:
+    cgroup = world.create(unified={"cgroup.max.depth": "3\n4\n", "cgroup.max.descendants": "7"})
+    assert text(cgroup, "cgroup.max.depth") == "4"
+    assert text(cgroup, "cgroup.max.descendants") == "7"
+
+
+@on_v2
+def test_unified_resource_of_a_missing_controller(world: World) -> None:
+    expected = r'unified resource "rdma\.max" can\'t be set: controller "rdma" not available'
+    with pytest.raises(RuntimeFailure, match=expected):
+        world.create(unified={"rdma.max": "x hca_handle=1"})
+    with pytest.raises(
+        RuntimeFailure, match=r'unable to set unified resource "cgroup\.none": failed to write "1": open '
+    ):
+        world.create(unified={"cgroup.none": "1"})
+
+
+@on_v2
+def test_controllers_are_enabled_on_the_way(world: World) -> None:
+    cgroup = world.create("x/y/z")
+    assert set(text(cgroup, "cgroup.controllers").split()) == set(world.host.unified_controllers)
+    assert text(cgroup, "cgroup.subtree_control") == ""
+    cgroup.destroy()
+    for directory in ("x/y", "x"):
+        os.rmdir(f"{ROOT}{TOP}/{directory}")
+
+
+@on_v2
+def test_huge_pages(world: World) -> None:
+    if "hugetlb" not in world.host.unified_controllers or not os.path.isdir(
+        "/sys/kernel/mm/hugepages/hugepages-2048kB"
+    ):
+        return
+    cgroup = world.create(hugepage_limits=(HugepageLimit("2MB", 4 * MEBIBYTE),))
+    assert text(cgroup, "hugetlb.2MB.max") == text(cgroup, "hugetlb.2MB.rsvd.max") == str(4 * MEBIBYTE)
+    assert cgroup.stats().hugetlb["2MB"] == (0, 0, 0)
+
+
+@on_v2
+def test_delegation(world: World) -> None:
+    cgroup = world.create()
+    cgroup.delegate(4242)
+    path = cgroup.paths[""]
+    assert os.stat(path).st_uid == os.stat(f"{path}/cgroup.procs").st_uid == 4242
+    assert os.stat(f"{path}/cgroup.subtree_control").st_uid == 4242
+    assert os.stat(f"{path}/cgroup.max.depth").st_uid == 0
+    assert os.stat(path).st_gid == 0
+
+
+@contextlib.contextmanager
+def threaded_parent() -> Iterator[str]:
+    """A threaded domain: every new cgroup below it is in an invalid state until it is threaded too."""
+    path = f"{ROOT}{TOP}/p"
+    os.makedirs(f"{path}/first")
+    Path(path, "first/cgroup.type").write_text("threaded")
+    yield path
+    os.rmdir(f"{path}/first")
+    os.rmdir(path)
+
+
+@on_v2
+def test_below_a_threaded_parent_the_cgroup_is_threaded(world: World) -> None:
+    with threaded_parent():
+        cgroup = world.create("p/c")
+        assert text(cgroup, "cgroup.type") == "threaded"
+        cgroup.destroy()
+
+
+@on_v2
+def test_domain_limits_are_refused_below_a_threaded_parent(world: World) -> None:
+    with (
+        threaded_parent(),
+        pytest.raises(RuntimeFailure, match="with domain controllers -- it is in"),
+    ):
+        world.create("p/c", memory=Memory(limit=MEBIBYTE))
+
+
+@on_v2
+def test_threads_of_a_threaded_cgroup_are_found(world: World) -> None:
+    parent = world.create("p")
+    sub = Path(parent.paths[""], "sub")
+    sub.mkdir()
+    (sub / "cgroup.type").write_text("threaded")
+
+    def move_a_thread() -> None:
+        moved, stop = threading.Event(), threading.Event()
+
+        def run() -> None:
+            (sub / "cgroup.threads").write_text(str(threading.get_native_id()))
+            moved.set()
+            stop.wait()
+
+        threading.Thread(target=run, daemon=True).start()
+        moved.wait()
+
+    with member(parent.open_procs(), move_a_thread) as process:
+        assert process.pid in parent.pids()
+        assert len(parent.pids()) == 2
+        parent.kill(signal.SIGTERM)
+        assert process.wait_end() == -signal.SIGTERM
+
+
+# ---- exec ------------------------------------------------------------------------------------------------------------
+
+
+@on_v2
+def test_exec_joins_the_container(world: World) -> None:
+    cgroup = world.create()
+    with member(cgroup.open_procs()) as init, member(cgroup.exec_procs(init.pid)) as process:
+        assert cgroup.pids() == sorted([init.pid, process.pid])
+
+
+@on_v2
+def test_exec_joins_a_sub_cgroup(world: World) -> None:
+    cgroup = world.create()
+    os.mkdir(cgroup.paths[""] + "/sub")
+    with member(cgroup.open_procs()) as init, member(cgroup.exec_procs(init.pid, "sub")) as process:
+        assert Path(cgroup.paths[""], "sub/cgroup.procs").read_text() == f"{process.pid}\n"
+
+
+@on_v2
+def test_exec_follows_an_init_that_moved_below(world: World) -> None:
+    if not world.host.unified_controllers:
+        return
+    cgroup = world.create()
+    scope = Path(cgroup.paths[""], "init.scope")
+    scope.mkdir()
+    with member(cgroup.open_procs()) as init:
+        (scope / "cgroup.procs").write_text(str(init.pid))
+        Path(cgroup.paths[""], "cgroup.subtree_control").write_text(f"+{world.host.unified_controllers[0]}")
+        with member(cgroup.exec_procs(init.pid)) as process:
+            assert str(process.pid) in (scope / "cgroup.procs").read_text().split()
+
+
+@on_v2
+def test_exec_follows_an_init_that_was_moved_away(world: World) -> None:
+    cgroup, other = world.create("a"), world.create("b")
+    with member(cgroup.open_procs()) as init:
+        other.apply(init.pid)
+        cgroup.destroy()
+        with member(cgroup.exec_procs(init.pid)) as process:
+            assert other.pids() == sorted([init.pid, process.pid])
+
+
+# ---- freeze, kill, remove --------------------------------------------------------------------------------------------
+
+
+@on_v2
+def test_freeze_and_thaw(world: World) -> None:
+    cgroup = world.create()
+    with member(cgroup.open_procs(), lambda: fork_children(3)):
+        assert not cgroup.frozen()
+        cgroup.freeze()
+        assert cgroup.frozen()
+        assert "frozen 1" in text(cgroup, "cgroup.events")
+        cgroup.thaw()
+        assert not cgroup.frozen()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("old_kernel", [False, True])
+def test_kill_reaches_everybody(*, frozen: bool, old_kernel: bool) -> None:
+    check_kill(frozen=frozen, old_kernel=old_kernel)
+
+
+@on_v2
+def check_kill(world: World, *, frozen: bool, old_kernel: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if old_kernel:
+            patch.setattr("shimd.cgroups.kill.kill_cgroup", lambda _: False)
+        cgroup = world.create()
+        with member(cgroup.open_procs(), lambda: fork_children(5)) as process:
+            if frozen:
+                cgroup.freeze()
+            pids = cgroup.pids()
+            assert len(pids) == 6
+            cgroup.kill()
+            assert process.wait_end() == -signal.SIGKILL
+            for pid in pids:
+                wait.process_gone(pid)
+        cgroup.destroy()
+
+
+@on_v2
+def test_other_signals_leave_a_paused_container_paused(world: World) -> None:
+    cgroup = world.create()
+    with member(cgroup.open_procs()) as process:
+        cgroup.freeze()
+        cgroup.kill(signal.SIGTERM)
+        assert cgroup.frozen()
+        cgroup.thaw()
+        assert process.wait_end() == -signal.SIGTERM
+
+
+@on_v2
+def test_everything_is_quiet_about_a_cgroup_that_is_gone(world: World) -> None:
+    cgroup = world.manager()
+    assert not cgroup.frozen()
+    assert cgroup.pids() == []
+    cgroup.kill()
+    cgroup.wake_killed()
+    cgroup.destroy()
+    with pytest.raises(FailedPrecondition, match="does not exist"):
+        cgroup.stats()
+
+
+@on_v2
+def test_nesting_deeper_than_any_path(world: World) -> None:
+    cgroup = world.create()
+    fd = os.open(cgroup.paths[""], os.O_RDONLY)
+    for _ in range(60):
+        os.mkdir("n" * 100, dir_fd=fd)
+        inner = os.open("n" * 100, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    procs = os.open("cgroup.procs", os.O_WRONLY, dir_fd=fd)
+    os.close(fd)
+    with member([procs]) as process:
+        assert cgroup.pids() == [process.pid]
+        cgroup.kill()
+        assert process.wait_end() == -signal.SIGKILL
+    cgroup.destroy()
+    assert not cgroup.exists()
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
+
+
+@on_v2
+def test_default_device_rules(world: World) -> None:
+    cgroup = world.create(devices=(DeviceRule(allow=False, access="rwm"),))
+    assert len(programs(cgroup)) == 1
+
+    def use_devices() -> None:
+        with open("/dev/null", "wb") as null:
+            null.write(b"x")
+        os.mknod("/dev/shm/" + TAG, 0o020600, os.makedev(1, 1))
+        try:
+            with pytest.raises(PermissionError):
+                os.open("/dev/shm/" + TAG, os.O_RDONLY)
+        finally:
+            os.unlink("/dev/shm/" + TAG)
+
+    with member(cgroup.open_procs(), use_devices):
+        pass
+
+
+@on_v2
+def test_existing_cgroup_gets_the_new_program_alone(world: World) -> None:
+    cgroup = world.create()
+    first = programs(cgroup)
+    world.create(devices=(DeviceRule(allow=True, type="c", major=1, minor=1, access="r"),))
+    second = programs(cgroup)
+    assert len(first) == len(second) == 1
+    assert first != second
+
+
+@on_v2
+def test_several_old_programs_are_replaced_by_one(world: World) -> None:
+    cgroup = world.create()
+    fd = cgroup.cgroup_fd()
+    for _ in range(2):
+        device_filter.attach(fd, devices.EVERYTHING, fresh=True, optional=False)
+    assert len(bpf.prog_query(fd)) == 3
+    device_filter.attach(fd, devices.NOTHING, fresh=False, optional=False)
+    assert len(bpf.prog_query(fd)) == 1
+    os.close(fd)
+
+
+@on_v2
+def test_old_program_of_another_mode_is_replaced(world: World) -> None:
+    """As one that a service manager attached, exclusively: it cannot be replaced in place."""
+    path = ROOT + TOP
+    os.mkdir(path)
+    fd = os.open(path, os.O_RDONLY)
+    program = bpf.prog_load(device_program(devices.EVERYTHING))
+    bpf.prog_attach(fd, program, flags=bpf.BPF_F_ALLOW_OVERRIDE)
+    with pytest.raises(RuntimeFailure, match="unable to set device rules: bpf: operation not permitted"):
+        device_filter.attach(fd, devices.NOTHING, fresh=False, optional=False)
+    device_filter.attach(fd, devices.NOTHING, fresh=False, optional=True)
+    bpf.prog_detach(fd, program)
+    os.close(program)
+    os.close(fd)
+
+
+@on_v2
+def test_many_rules_are_accepted_by_the_verifier(world: World) -> None:
+    rules = tuple(DeviceRule(allow=True, type="b", major=major, minor=3, access="r") for major in range(500))
+    assert len(programs(world.create(devices=rules))) == 1
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+@on_v2
+def test_stats_without_controllers(world: World) -> None:
+    cgroup = world.create()
+    with member(cgroup.open_procs(), lambda: eat(MEBIBYTE)):
+        found = cgroup.stats()
+    assert found.version == 2
+    assert found.cpu.total > 0
+
+
+# ---- with the main controllers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.lab
+@on_v2
+def test_limits(world: World) -> None:
+    cgroup = world.create(
+        "x/a",
+        memory=Memory(limit=64 * MEBIBYTE, swap=96 * MEBIBYTE, reservation=32 * MEBIBYTE),
+        cpu=Cpu(shares=2048, quota=50000, period=20000),
+        pids=Pids(17),
+    )
+    assert text(cgroup, "memory.max") == str(64 * MEBIBYTE)
+    assert text(cgroup, "memory.low") == str(32 * MEBIBYTE)
+    assert text(cgroup, "cpu.weight") == "174"
+    assert text(cgroup, "cpu.max") == "50000 20000"
+    assert text(cgroup, "pids.max") == "17"
+    cgroup.destroy()
+    os.rmdir(f"{ROOT}{TOP}/x")
+
+
+@pytest.mark.lab
+@on_v2
+def test_refused_limit_names_the_file(world: World) -> None:
+    throttle = BlockIo(throttle_read_bps_device=(ThrottleDevice(4000, 1, 10),))
+    with pytest.raises(RuntimeFailure) as caught:
+        world.create(block_io=throttle)
+    file = f"{ROOT}{TOP}/a/io.max"
+    assert str(caught.value) == f'failed to write "4000:1 rbps=10": write {file}: no such device'
+    assert not os.path.exists(ROOT + TOP)
+
+
+@pytest.mark.lab
+@on_v2
+def test_update(world: World) -> None:
+    current = Resources(memory=Memory(limit=64 * MEBIBYTE), cpu=Cpu(quota=50000, period=100000), pids=Pids(10))
+    cgroup = world.manager()
+    cgroup.create(current)
+    current = cgroup.update(current, Resources(memory=Memory(limit=32 * MEBIBYTE), cpu=Cpu(quota=20000)))
+    assert text(cgroup, "memory.max") == str(32 * MEBIBYTE)
+    assert text(cgroup, "cpu.max") == "20000 100000"
+    assert text(cgroup, "pids.max") == "10"
+    throttle = BlockIo(throttle_read_bps_device=(ThrottleDevice(4000, 1, 10),))
+    with pytest.raises(RuntimeFailure, match=r"io\.max"):
+        cgroup.update(current, Resources(memory=Memory(limit=16 * MEBIBYTE), block_io=throttle))
+    assert text(cgroup, "memory.max") == str(32 * MEBIBYTE)
+    cgroup.update(current, Resources(cpu=Cpu(idle=1)))
+    assert text(cgroup, "cpu.idle") == "1"
+    cgroup.update(current, Resources(cpu=Cpu(idle=0, shares=1024)))
+    assert text(cgroup, "cpu.weight") == "100"
+
+
+@pytest.mark.lab
+@on_v2
+def test_update_below_usage(world: World) -> None:
+    current = Resources(memory=Memory(limit=64 * MEBIBYTE))
+    cgroup = world.manager()
+    cgroup.create(current)
+    with member(cgroup.open_procs(), lambda: eat(20 * MEBIBYTE)):
+        change = Resources(memory=Memory(limit=MEBIBYTE, check_before_update=True))
+        with pytest.raises(RuntimeFailure, match=r"rejecting memory limit 1048576 < usage \d+"):
+            cgroup.update(current, change)
+
+
+@pytest.mark.lab
+@on_v2
+def test_stats(world: World) -> None:
+    cgroup = world.create(memory=Memory(limit=64 * MEBIBYTE), pids=Pids(10))
+    with member(cgroup.open_procs(), lambda: eat(8 * MEBIBYTE)):
+        found = cgroup.stats()
+    assert found.memory.usage.usage > 8 * MEBIBYTE
+    assert found.memory.usage.limit == 64 * MEBIBYTE
+    assert found.memory.raw["anon"] > 8 * MEBIBYTE
+    assert found.pids == (1, 10)
+
+
+@pytest.mark.lab
+@on_v2
+def test_oom_kills_are_counted_once_each(world: World) -> None:
+    cgroup = world.create(memory=Memory(limit=16 * MEBIBYTE, swap=16 * MEBIBYTE))
+    watch = cgroup.oom_watch()
+    assert watch.consume() == 0
+    for _ in range(2):
+        victim = Member(cgroup.open_procs(), lambda: eat(64 * MEBIBYTE))
+        kills = 0
+        while not kills:  # the file tells of other events too: limits that were hit
+            wait.readable(watch.fileno(), what="the OOM event")
+            kills = watch.consume()
+        assert kills == 1
+        assert victim.wait_end() == -signal.SIGKILL
+        victim.close()
+        assert watch.consume() == 0
+    assert cgroup.stats().memory.oom_kill == 2
+    cgroup.destroy()
+    assert watch.consume() == 0
+    watch.close()
+
+
+@pytest.mark.lab
+@on_v2
+def test_parent_with_processes_is_explained(world: World) -> None:
+    parent = world.create("p")
+    with (
+        member(parent.open_procs()),
+        pytest.raises(RuntimeFailure, match="with domain controllers -- it is in an invalid state"),
+    ):
+        world.create("p/c", memory=Memory(limit=MEBIBYTE))
+
+
+def test_managers_without_a_cgroup() -> None:
+    """What a rootless container without limits is left with, where no cgroup may be made."""
+    cgroup = V2Manager(None, controllers=())
+    assert cgroup.paths == {}
+    assert cgroup.open_procs() == []
+    assert cgroup.cgroup_fd() == -1
+    assert not cgroup.frozen()
+    cgroup.kill()
+    cgroup.destroy()
+    with pytest.raises(FailedPrecondition, match="the container has no cgroup"):
+        cgroup.freeze()
