@@ -15,7 +15,8 @@ from shimd.errors import NotFound, RuntimeFailure, ShimdError
 from shimd.host.facts import HostFacts
 from shimd.linux.process import pidfd_open
 from shimd.oci.model import Process, Resources
-from shimd.runtime import control, creating, deleting, execing, starting
+from shimd.plan.ops import Plan
+from shimd.runtime import control, creating, deleting, execing, planning, starting
 from shimd.runtime.launch import Launcher
 from shimd.runtime.model import (
     DEFAULT_CREATE,
@@ -98,6 +99,17 @@ class Runtime:
         poststop hooks complained of, which changes nothing.
         """
         return deleting.delete(self.env, container, force=force)
+
+    # ---- planning --------------------------------------------------------------------------------------------------
+
+    def plan(
+        self, container_id: str, bundle: str, *, config: bytes | None = None, options: CreateOptions = DEFAULT_CREATE
+    ) -> Plan:
+        """What ``create`` would have init do; raises what it raises for the configuration."""
+        return planning.plan_create(self.env, container_id, bundle, config, options)
+
+    def plan_exec(self, container: Container, process: Process) -> Plan:
+        return planning.plan_exec(self.env, container, process)
 
     # ---- finding ---------------------------------------------------------------------------------------------------
 

@@ -147,11 +147,15 @@ class Container:
     def spec(self) -> Spec:
         """The configuration that the container was made with, whatever the bundle says by now."""
         if self._spec is None:
-            try:
-                self._spec = read_spec_cached(self.directory.read(CONFIG_FILE, MAX_BYTES))
-            except FileNotFoundError as error:
-                raise RuntimeFailure(f"read {self.directory.path}/{CONFIG_FILE}: {error.strerror}") from error
+            self._spec = read_spec_cached(self.config_bytes())
         return self._spec
+
+    def config_bytes(self) -> bytes:
+        """config.json as it was given."""
+        try:
+            return self.directory.read(CONFIG_FILE, MAX_BYTES)
+        except FileNotFoundError as error:
+            raise RuntimeFailure(f"read {self.directory.path}/{CONFIG_FILE}: {error.strerror}") from error
 
     @property
     def resources(self) -> Resources:

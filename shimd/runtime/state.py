@@ -91,9 +91,11 @@ def loads(data: bytes) -> ContainerState:
 
 
 _TYPES: dict[str, type] = {
-    "id": str, "namespace": str, "bundle": str, "rootfs": str, "created": str, "pid": int, "start_time": int, "owner":
-    int, "config_hash": str, "annotations": dict, "cgroup": dict, "cgroup_paths": dict, "namespace_paths": dict,
-    "own_pid_namespace": bool, "rootfs_mounts": list, "terminal": bool, "stdio": list, }  # fmt: skip
+    "id": str, "namespace": str, "bundle": str, "rootfs": str, "created": str, "pid": int, "start_time": int,
+    "owner": int, "config_hash": str, "annotations": dict, "cgroup": dict, "cgroup_paths": dict,
+    "namespace_paths": dict, "own_pid_namespace": bool, "rootfs_mounts": list, "terminal": bool, "stdio": list,
+    "changed_resources": dict,
+}  # fmt: skip
 
 
 def _checked(key: str, value: Any, expected: type) -> Any:

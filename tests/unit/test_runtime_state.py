@@ -30,6 +30,7 @@ STATE = s.ContainerState(
     rootfs_mounts=("", "sub"),
     terminal=False,
     stdio=("", "/out", "/err"),
+    changed_resources={},
 )
 
 
