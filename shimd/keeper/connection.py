@@ -82,6 +82,9 @@ class Connection:
             message, fds = receive_message(self._sock)
         except BlockingIOError:
             return
+        except ConnectionResetError:  # closed with something of ours unread
+            self.close()
+            return
         except (OSError, MalformedMessage) as e:
             print(f"keeper: message of a client: {e}", file=sys.stderr, flush=True)
             self.close()
