@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import Callable
 
 from shimd.errors import FailedPrecondition
 from shimd.linux import pty
 from shimd.supervise.attach import STDERR, STDOUT, AttachPoint
-from shimd.supervise.relay import CopyRelay, Relay, SpliceRelay
+from shimd.supervise.relay import CopyRelay, FileRelay, Relay, SpliceRelay
 from shimd.supervise.stdio import OpenStdio
 
 _PIPE_NAMES = {STDOUT: "stdout", STDERR: "stderr"}
@@ -25,7 +24,8 @@ class Streams:
         self._drained: asyncio.Future[None] = self._loop.create_future()
         self._unfinished = 1  # ourselves, until everything is set up
         self._console = console
-        self._relays: list[Relay] = []
+        self._outputs: list[Relay] = []
+        self._input: Relay | None = None
         self._input_keeper = opened.input_keeper
         self.attach_point: AttachPoint | None = None
         if console >= 0:
@@ -39,7 +39,11 @@ class Streams:
         return self._drained.done()
 
     async def drained(self) -> None:
-        """Returns when all that was written is with its readers (or its FIFO)."""
+        """Returns when all that the process, which is dead, has written is with its readers (or its FIFO)."""
+        for relay in self._outputs:
+            relay.expire()
+        if self.attach_point is not None:
+            self.attach_point.expire()
         await asyncio.shield(self._drained)
 
     def close_stdin(self) -> None:
@@ -59,8 +63,10 @@ class Streams:
     def close(self) -> None:
         """Stop everything; undelivered bytes are lost. Idempotent."""
         self.close_stdin()
-        for relay in self._relays:
+        for relay in self._outputs:
             relay.close()
+        if self._input is not None:
+            self._input.close()
         if self.attach_point is not None:
             self.attach_point.close()
         if self._console >= 0:
@@ -80,7 +86,7 @@ class Streams:
             target = opened.outputs.pop(stream, -1)
             if target < 0:
                 target = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
-            self._relays.append(self._relay(source, target, self._output_ended))
+            self._outputs.append(self._output_relay(source, target))
         if attached or opened.attach_stdin:
             self._unfinished += 1 - len(attached)
             stdin = self._input_target(opened) if opened.attach_stdin else -1
@@ -89,7 +95,7 @@ class Streams:
     def _start_input(self, opened: OpenStdio) -> None:
         if opened.input >= 0:
             source, opened.input = opened.input, -1
-            self._relays.append(self._relay(source, self._input_target(opened), _nothing))
+            self._input = self._input_relay(source, self._input_target(opened))
 
     def _output_source(self, opened: OpenStdio, stream: int) -> int:
         if self._console < 0:
@@ -99,9 +105,15 @@ class Streams:
     def _input_target(self, opened: OpenStdio) -> int:
         return os.dup(self._console) if self._console >= 0 else opened.pipes.pop("stdin")
 
-    def _relay(self, source: int, target: int, ended: Callable[[], None]) -> Relay:
-        spliced = self._console < 0 and stat.S_ISFIFO(os.fstat(target).st_mode)
-        return (SpliceRelay if spliced else CopyRelay)(source, target, ended)
+    def _output_relay(self, source: int, target: int) -> Relay:
+        if self._console < 0 and stat.S_ISFIFO(os.fstat(target).st_mode):
+            return SpliceRelay(source, target, self._output_ended, may_grow=True)
+        return CopyRelay(source, target, self._output_ended)
+
+    def _input_relay(self, source: int, target: int) -> Relay:
+        if stat.S_ISREG(os.fstat(source).st_mode):
+            return FileRelay(source, target, _nothing)
+        return (SpliceRelay if self._console < 0 else CopyRelay)(source, target, _nothing)
 
     def _output_ended(self) -> None:
         self._unfinished -= 1
