@@ -8,8 +8,9 @@ transports unchanged.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import grpc
@@ -133,12 +134,14 @@ def _unary(
 
 
 def _streaming(
-    implementation: Callable[[Call, Any], AsyncIterator[Message]], name: str
-) -> Callable[[Any, Context], AsyncIterator[Message]]:
-    async def serve(request: Any, context: Context) -> AsyncIterator[Message]:
+    implementation: Callable[[Call, Any], AsyncGenerator[Message, None]], name: str
+) -> Callable[[Any, Context], Awaitable[None]]:
+    async def serve(request: Any, context: Context) -> None:
+        # Written, not yielded: when the caller goes away, the service's generator ends at once, not when collected.
         try:
-            async for message in implementation(Call(namespace_of(context), name), request):
-                yield message
+            async with contextlib.aclosing(implementation(Call(namespace_of(context), name), request)) as messages:
+                async for message in messages:
+                    await context.write(message)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001

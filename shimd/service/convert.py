@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from shimd.api.containerd import mount_pb2, runc_options_pb2
 from shimd.api.v1 import runtime_pb2
 from shimd.errors import InvalidArgument, Unimplemented
+from shimd.runtime.model import CreateOptions
 from shimd.runtime.rootfs import RootfsMount
 
 
@@ -41,6 +42,10 @@ def read_options(packed: Any) -> Options:
     return Options(options.no_pivot_root, options.no_new_keyring, options.io_uid, options.io_gid)
 
 
+def create_options(options: Options, *, gate: bool) -> CreateOptions:
+    return CreateOptions(gate=gate, no_pivot=options.no_pivot_root, no_new_keyring=options.no_new_keyring)
+
+
 def pack(message: Message) -> Any:
     """containerd names types without the usual "type.googleapis.com/"."""
     return Any(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())
@@ -60,6 +65,12 @@ def timestamp(nanoseconds: int) -> Timestamp | None:
         return None
     seconds, nanos = divmod(nanoseconds, 1_000_000_000)
     return Timestamp(seconds=seconds, nanos=nanos)
+
+
+def nanoseconds(rfc3339: str) -> int:
+    parsed = Timestamp()
+    parsed.FromJsonString(rfc3339)
+    return parsed.ToNanoseconds()
 
 
 def duration(nanoseconds: int) -> Duration:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -23,8 +24,9 @@ from shimd.rpc.identifiers import check_identifier
 from shimd.runtime.bundle import read_config
 from shimd.runtime.container import Runtime
 from shimd.runtime.model import Container as RuntimeContainer
-from shimd.runtime.model import CreateOptions, ExecProcess, Stdio, launch_name
+from shimd.runtime.model import ExecProcess, Stdio, launch_name
 from shimd.runtime.rootfs import RootfsMount
+from shimd.runtime.status import Status
 from shimd.service import convert
 from shimd.service.announce import Announcer
 from shimd.service.records import CREATED, RUNNING, STOPPED, Container, Process, StdioPaths, status_word
@@ -93,6 +95,12 @@ class Lifecycle:
     def in_thread(self, function: Callable[..., T], *args: object) -> asyncio.Future[T]:
         """Run something that blocks."""
         return self._loop.run_in_executor(self._executor, function, *args)
+
+    def close(self) -> None:
+        """Let go of everything that is ours; containers and their files stay."""
+        for container in self.registry.all():
+            self._release(container)
+            container.runtime.close()
 
     async def finish(self) -> None:
         """Wait for the operations that are under way."""
@@ -168,12 +176,7 @@ class Lifecycle:
                 namespace=namespace,
                 config=config.data,
                 stdio=Stdio(*opened.ends, paths=request.stdio),
-                options=CreateOptions(
-                    gate=request.gate,
-                    no_pivot=options.no_pivot_root,
-                    no_new_keyring=options.no_new_keyring,
-                    rootfs=request.rootfs,
-                ),
+                options=convert.create_options(options, gate=request.gate)._replace(rootfs=request.rootfs),
             )
         except BaseException:
             opened.close()
@@ -270,6 +273,32 @@ class Lifecycle:
         self._announce.exec_added(process)
         return process
 
+    # ---- take back -------------------------------------------------------------------------------------------------
+
+    def take_back(self, runtime: RuntimeContainer, status: Status, ended: Exit | None) -> None:
+        """Know a container again that a former daemon has made; ``ended`` unless its first process is alive."""
+        state = runtime.state
+        container = Container(state.namespace, state.id, state.bundle, StdioPaths(*state.stdio))
+        container.runtime = runtime
+        container.created_at_ns = convert.nanoseconds(state.created)
+        container.paused = status is Status.PAUSED
+        init = container.init
+        init.pid = state.pid
+        init.terminal = state.terminal
+        if status is not Status.CREATED:
+            init.started_at_ns = container.created_at_ns
+        self.registry.add(container)
+        if ended is not None:
+            container.init_exit = ended
+            init.exited.set_result(ended)
+        else:
+            self._exits.expect(launch_name(*container.key), partial(self._on_exit, init))
+
+    def watch(self, process: Process, pidfd: int, exit_file: str) -> None:
+        """Learn of the process's exit without the keeper."""
+        name = launch_name(*process.container.key, process.exec_id)
+        self._exits.watch(name, process.pid, pidfd, exit_file)
+
     # ---- exit ------------------------------------------------------------------------------------------------------
 
     def _on_exit(self, process: Process, ended: Exit) -> None:
@@ -309,6 +338,8 @@ class Lifecycle:
             container.paused = False
         self._announce.exited(process, ended)
         process.exited.set_result(ended)
+        if process.streams is not None:
+            process.streams.expire()
 
     # ---- delete ----------------------------------------------------------------------------------------------------
 
@@ -324,6 +355,14 @@ class Lifecycle:
             await self.in_thread(partial(self.runtime.kill, container.runtime, _SIGKILL, everyone=False))
             await asyncio.shield(container.init.exited)
         await self.delete(container.init)
+
+    async def remove_exec(self, process: Process) -> None:
+        """The same for an exec."""
+        if process.launched is not None and not process.exited.done():
+            with contextlib.suppress(NotFound):
+                await self.in_thread(self.runtime.kill_exec, process.container.runtime, process.launched, _SIGKILL)
+            await asyncio.shield(process.exited)
+        await self.delete(process)
 
     async def _delete_exec(self, process: Process) -> Exit | None:
         container = process.container
@@ -370,12 +409,15 @@ class Lifecycle:
             )
 
     def _forget(self, container: Container) -> None:
+        self._release(container)
+        self.registry.remove(container)
+
+    def _release(self, container: Container) -> None:
         for process in (container.init, *container.execs.values()):
             if process.streams is not None:
                 process.streams.close()
         if container.oom_watcher is not None:
             container.oom_watcher.close()
-        self.registry.remove(container)
 
     def _oom_killed(self, container: Container) -> None:
         container.oom_killed = True

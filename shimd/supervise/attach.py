@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
+from shimd.linux import pipe
+
 CHUNK = 64 * 1024
 KEPT_BYTES = 64 * 1024
 
@@ -45,6 +47,7 @@ class AttachPoint:
         self._dropped = 0
         self._reading = False
         self._finished = False
+        self._left: dict[int, int] | None = None  # bytes still to be taken from each output, once the process is dead
         self._resume()
 
     def attach(self) -> Attachment:
@@ -55,7 +58,7 @@ class AttachPoint:
             client.chunks[0] = client.chunks[0]._replace(dropped=self._dropped)
         self._kept.clear()
         self._kept_bytes = self._dropped = 0
-        client.at_end = self._finished
+        client.at_end = self._finished or not self._outputs
         self._clients.add(client)
         return client
 
@@ -65,8 +68,14 @@ class AttachPoint:
 
     def taken(self) -> None:
         """A client has room again, or is gone."""
-        if not self._reading and all(len(c.chunks) < _QUEUE for c in self._clients):
+        if not self._reading and self._outputs and all(len(c.chunks) < _QUEUE for c in self._clients):
             self._resume()
+            self._sweep()
+
+    def expire(self) -> None:
+        """The process is dead: end the outputs that others hold open, after what is in them by now."""
+        self._left = {fd: pipe.bytes_available(fd) for fd in self._outputs}
+        self._sweep()
 
     async def write_stdin(self, data: bytes) -> None:
         """Returns when the pipe has taken all; what the process does not want to read any more is dropped."""
@@ -115,16 +124,27 @@ class AttachPoint:
         for fd in self._outputs:
             self._loop.remove_reader(fd)
 
+    def _sweep(self) -> None:
+        while self._left is not None and self._reading and self._outputs:
+            for fd in tuple(self._outputs):
+                if self._reading:
+                    self._read(fd)
+
     def _read(self, fd: int) -> None:
+        left = CHUNK if self._left is None else self._left[fd]
         try:
-            data = os.read(fd, CHUNK)
+            data = os.read(fd, min(left, CHUNK)) if left else b""
         except BlockingIOError:
-            return
+            if self._left is None:
+                return
+            data = b""
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
             data = b""  # a terminal that no process has open any more
         if data:
+            if self._left is not None:
+                self._left[fd] -= len(data)
             self._hand_out(Chunk(self._outputs[fd], data))
             return
         self._loop.remove_reader(fd)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from shimd.keeper.client import Exit, KeeperClient, read_exit_file, read_exits
 from shimd.linux.process import pidfd_exit_status
 
-__all__ = ["Exit", "Exits"]
+__all__ = ["UNKNOWN_STATUS", "Exit", "Exits", "recorded_exit"]
 
 UNKNOWN_STATUS = 255 << 8  # as waitpid(2): exited with 255, containerd's word for "nobody knows"
 
@@ -26,6 +26,9 @@ _REAP_CHECKS = 20
 _REAP_INTERVAL = 0.05  # seconds
 
 _log = logging.getLogger(__name__)
+
+
+recorded_exit = read_exit_file
 
 
 class Exits:
@@ -67,8 +70,9 @@ class Exits:
             callback(exit_)
 
     def watch(self, name: str, pid: int, pidfd: int, exit_file: str) -> None:
-        """Deliver the exit of a process that no keeper reports any more; ``pidfd`` becomes ours."""
+        """Deliver the exit of a process that no keeper reports any more; ``pidfd`` stays the caller's."""
         self._unwatch(name)
+        pidfd = os.dup(pidfd)
         self._watched[name] = pidfd
         self._loop.add_reader(pidfd, self._ended, name, pid, pidfd, exit_file, _REAP_CHECKS)
 

@@ -12,6 +12,9 @@ from shimd.supervise.attach import STDERR, STDOUT, AttachPoint
 from shimd.supervise.relay import CopyRelay, FileRelay, Relay, SpliceRelay
 from shimd.supervise.stdio import OpenStdio
 
+# What was written to a terminal reaches its master through a work queue of the kernel, a moment later.
+_TERMINAL_DELAY = 0.1  # seconds
+
 _PIPE_NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 
 
@@ -60,6 +63,19 @@ class Streams:
             raise FailedPrecondition("process has no terminal")
         pty.set_winsize(self._console, height, width)
 
+    def expire(self) -> None:
+        """The process is dead: what it wrote is all that is waited for, even if others hold its streams open."""
+        if self._console >= 0:
+            self._loop.call_later(_TERMINAL_DELAY, self._expire)
+        else:
+            self._expire()
+
+    def _expire(self) -> None:
+        for relay in self._relays:
+            relay.expire()
+        if self.attach_point is not None:
+            self.attach_point.expire()
+
     def close(self) -> None:
         """Stop everything; undelivered bytes are lost. Idempotent."""
         self.close_stdin()
@@ -88,7 +104,7 @@ class Streams:
                 target = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
             self._outputs.append(self._output_relay(source, target))
         if attached or opened.attach_stdin:
-            self._unfinished += 1 - len(attached)
+            self._unfinished += bool(attached) - len(attached)
             stdin = self._input_target(opened) if opened.attach_stdin else -1
             self.attach_point = AttachPoint(attached, stdin, self._output_ended)
 
