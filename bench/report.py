@@ -52,10 +52,10 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() or "unknown"
 
 
-def write(where: Mapping[str, str], rows: Sequence[Row], phases: Phases) -> None:
-    """bench/results.json"""
+def write(path: Path, where: Mapping[str, str], rows: Sequence[Row], phases: Phases) -> None:
+    """As JSON."""
     document = {"machine": where, "results": [row.as_json() for row in rows], "phases_ms": phases}
-    RESULTS.write_text(json.dumps(document, indent=2) + "\n")
+    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def markdown(where: Mapping[str, str], rows: Sequence[Row], phases: Phases) -> str:

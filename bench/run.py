@@ -36,6 +36,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few rounds: proves that the benchmark works, no more")
     parser.add_argument("--rounds", type=int, help="measurements of each single operation")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the lines whose name contains TEXT")
+    parser.add_argument("--results", type=Path, default=report.RESULTS, metavar="FILE", help="where the JSON goes")
     parser.add_argument("--docs", action="store_true", help="also write the table into docs/performance.md")
     return parser.parse_args(arguments)
 
@@ -198,7 +199,7 @@ def main() -> int:
                 rows.append(measure(name))
         machine = report.machine({c.name: c.version() for c in bench.contenders()}, quick=options.quick)
         phases = bench.phases()
-    report.write(machine, rows, phases)
+    report.write(options.results, machine, rows, phases)
     print(report.markdown(machine, rows, phases))
     if options.docs:
         report.update_document(machine, rows, phases)

@@ -36,6 +36,7 @@ class Daemon:
         self.config.write_text(f'{config}\n[runtime]\nseccomp_cache = "{folder}/seccomp"\n')
         self.process: subprocess.Popen[bytes] | None = None
         self.pid = -1
+        self._listener: socket.socket | None = None
 
     def __enter__(self) -> Daemon:
         self.start()
@@ -44,6 +45,8 @@ class Daemon:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            print(f"the end of the daemon's log:\n{self.log_tail()}", file=sys.stderr)
         self.close()
 
     def client(self, *, namespace: str = "default") -> Client:
@@ -52,8 +55,10 @@ class Daemon:
     def start(self) -> None:
         """Returns when the daemon has reported READY=1; may be called again after stop or kill."""
         notify = self.folder / "notify"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener, open(self.log, "ab") as log:
-            listener.bind(str(notify))
+        notify.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._listener.bind(str(notify))
+        with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 self._command(),
                 stdin=subprocess.DEVNULL,
@@ -62,14 +67,13 @@ class Daemon:
                 cwd=ROOT,
                 env={**os.environ, "NOTIFY_SOCKET": str(notify)},
             )
-            self.pid = self.process.pid
-            try:
-                self._await_ready(listener)
-            except BaseException:
-                self.close()
-                raise
-            finally:
-                notify.unlink()
+        self.pid = self.process.pid
+        try:
+            self._await_ready(self._listener)
+        except BaseException:
+            self.kill()
+            self.end_keeper()
+            raise
 
     def _command(self) -> list[str]:
         paths = ["--socket", self.socket, "--state", str(self.state), "--config", str(self.config)]
@@ -104,7 +108,14 @@ class Daemon:
 
     def _end(self, number: signal.Signals) -> int:
         assert self.process is not None, "the daemon is not running"
+        assert self._listener is not None
         process, self.process = self.process, None
+        try:
+            return self._await_end(process, number)
+        finally:
+            self._listener.close()
+
+    def _await_end(self, process: subprocess.Popen[bytes], number: signal.Signals) -> int:
         process.send_signal(number)
         try:
             return process.wait(wait.SECONDS)
