@@ -27,6 +27,7 @@ class Streams:
         self._drained: asyncio.Future[None] = self._loop.create_future()
         self._unfinished = 1  # ourselves, until everything is set up
         self._console = console
+        self._expired = False
         self._outputs: list[Relay] = []
         self._input: Relay | None = None
         self._input_keeper = opened.input_keeper
@@ -43,10 +44,7 @@ class Streams:
 
     async def drained(self) -> None:
         """Returns when all that the process, which is dead, has written is with its readers (or its FIFO)."""
-        for relay in self._outputs:
-            relay.expire()
-        if self.attach_point is not None:
-            self.attach_point.expire()
+        self.expire()
         await asyncio.shield(self._drained)
 
     def close_stdin(self) -> None:
@@ -64,14 +62,19 @@ class Streams:
         pty.set_winsize(self._console, height, width)
 
     def expire(self) -> None:
-        """The process is dead: what it wrote is all that is waited for, even if others hold its streams open."""
+        """The process is dead: what it wrote is all that is waited for, even if others hold its streams open.
+        Idempotent.
+        """
+        if self._expired:
+            return
+        self._expired = True
         if self._console >= 0:
             self._loop.call_later(_TERMINAL_DELAY, self._expire)
         else:
             self._expire()
 
     def _expire(self) -> None:
-        for relay in self._relays:
+        for relay in self._outputs:
             relay.expire()
         if self.attach_point is not None:
             self.attach_point.expire()
