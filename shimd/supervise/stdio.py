@@ -38,7 +38,7 @@ class Target(NamedTuple):
 
 def parse_target(uri: str) -> Target:
     """Raises InvalidArgument, or Unimplemented for a scheme that others have."""
-    if not uri:
+    if uri in ("", "/dev/null"):
         return Target("null")
     if uri == ATTACH:
         return Target("attach")
@@ -67,7 +67,7 @@ class OpenStdio:
         self.terminal = terminal
         self.ends = Ends(-1, -1, -1)
         # Our sides, each descriptor at most once; -1 is none.
-        self.input = -1  # where stdin comes from: a FIFO's reading end
+        self.input = -1  # where stdin comes from: a FIFO's reading end, or a file
         self.input_keeper = -1  # the FIFO's writing end that holds it open
         self.outputs: dict[int, int] = {}  # stream -> where its bytes go
         self.pipes: dict[str, int] = {}  # "stdin", "stdout", "stderr" -> our end of the pipe to the process
@@ -111,10 +111,10 @@ def _open_input(opened: OpenStdio, target: Target) -> None:
     if target.kind == "attach":
         opened.attach_stdin = True
     elif target.kind != "null":
-        opened.input = _open(target.path, os.O_RDONLY | os.O_NONBLOCK)
-        if not stat.S_ISFIFO(os.fstat(opened.input).st_mode):
-            raise InvalidArgument(f"stdin {target.path} is not a FIFO")
-        opened.input_keeper = _open(target.path, os.O_WRONLY | os.O_NONBLOCK)
+        opened.input = _open_fifo_or_file(target.path, os.O_RDONLY)
+        if stat.S_ISFIFO(os.fstat(opened.input).st_mode):
+            # By descriptor: the name could lead to another file by now.
+            opened.input_keeper = _open(f"/proc/self/fd/{opened.input}", os.O_WRONLY | os.O_NONBLOCK)
 
 
 def _open_output(opened: OpenStdio, stream: int, target: Target, *, shared: Target | None) -> None:
@@ -127,11 +127,11 @@ def _open_output(opened: OpenStdio, stream: int, target: Target, *, shared: Targ
             os.makedirs(os.path.dirname(target.path), 0o755, exist_ok=True)
             opened.outputs[stream] = _open(target.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         else:
-            opened.outputs[stream] = _open_fifo_or_file(target.path)
+            opened.outputs[stream] = _open_fifo_or_file(target.path, os.O_RDWR | os.O_APPEND)
 
 
-def _open_fifo_or_file(path: str) -> int:
-    fd = _open(path, os.O_RDWR | os.O_APPEND | os.O_NONBLOCK)
+def _open_fifo_or_file(path: str, flags: int) -> int:
+    fd = _open(path, flags | os.O_NONBLOCK)
     mode = os.fstat(fd).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISREG(mode):
         return fd
