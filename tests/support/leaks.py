@@ -7,14 +7,16 @@ only place in the tests that polls: there is no event for "nothing is left".
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tests.support import session
+from tests.support import session, wait
 
 SETTLE_SECONDS = 2.0
 SYSTEMD_SUFFIXES = (".service", ".scope", ".slice", ".mount", ".socket", ".swap")
@@ -61,6 +63,27 @@ def leaked(before: Snapshot, scope: Scope) -> list[str]:
         time.sleep(pause)
         pause = min(pause * 2, 0.1)
     return []
+
+
+def sweep() -> None:
+    """End what this run has left and remove its cgroups: once, when all was reported."""
+    pids = [int(line.split()[0]) for line in _marked_processes()]
+    cgroups = {path for path in _cgroups() if session.TAG in path or _has_any(path, pids)}
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            wait.exited(pidfd)
+            os.close(pidfd)
+    for path in sorted(cgroups, key=len, reverse=True):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+
+
+def _has_any(cgroup: str, pids: list[int]) -> bool:
+    with contextlib.suppress(OSError), open(f"{cgroup}/cgroup.procs") as file:
+        return not set(map(int, file.read().split())).isdisjoint(pids)
+    return False
 
 
 def _difference(before: Snapshot, after: Snapshot, scope: Scope) -> list[str]:
