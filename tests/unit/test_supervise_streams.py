@@ -72,13 +72,20 @@ async def read_some(fd: int) -> bytes:
     return os.read(fd, 65536)
 
 
-def is_broken(fd: int) -> bool:
-    """Whether nobody reads any more."""
-    try:
-        os.write(fd, b"x")
-    except BrokenPipeError:
-        return True
-    return False
+async def until_broken(fd: int) -> None:
+    """Until nobody reads any more."""
+    loop = asyncio.get_running_loop()
+    closed = asyncio.Event()
+
+    def write() -> None:
+        try:
+            os.write(fd, b"x")
+        except BrokenPipeError:
+            closed.set()
+
+    loop.add_writer(fd, write)
+    await asyncio.wait_for(closed.wait(), SECONDS)
+    loop.remove_writer(fd)
 
 
 async def drained(streams: Streams) -> None:
@@ -298,10 +305,7 @@ async def test_process_that_does_not_read_its_input(fifo: MakeFifo, fds: list[in
     let_go(fds, stdin)
     client = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
     os.write(client, b"x")
-    closed = asyncio.Event()
-    asyncio.get_running_loop().add_writer(client, lambda: is_broken(client) and closed.set())
-    await asyncio.wait_for(closed.wait(), SECONDS)
-    asyncio.get_running_loop().remove_writer(client)
+    await until_broken(client)
     os.close(client)
     streams.close()
 
