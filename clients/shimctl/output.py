@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
+from google.protobuf.any_pb2 import Any as ProtoAny
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -23,6 +24,14 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 def as_dict(message: Message) -> dict[str, Any]:
     """The message as JSON values, with the field names of the .proto files."""
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def unpack(packed: ProtoAny, message: Message) -> bool:
+    """Fill ``message`` if ``packed`` is of its type. containerd's type URLs have no slash, which Any.Unpack asks for."""
+    if packed.type_url.rpartition("/")[2] != message.DESCRIPTOR.full_name:
+        return False
+    message.ParseFromString(packed.value)
+    return True
 
 
 def print_json(value: object) -> None:

@@ -12,7 +12,7 @@ from clients.shimctl.bundle import quote
 from clients.shimctl.common import container_id, exec_option, on_client, optional_ids, pass_target
 from clients.shimctl.connect import Client
 from clients.shimctl.main import Target
-from clients.shimctl.output import age, as_dict, moment, print_json, print_table
+from clients.shimctl.output import age, as_dict, moment, print_json, print_table, unpack
 from shimd.api.containerd import process_pb2, runc_options_pb2
 from shimd.api.containerd import task_v3_pb2 as task
 from shimd.api.v1 import runtime_pb2 as pb
@@ -139,7 +139,7 @@ def pids_command(target: Target, container_id: str) -> None:
 
 def _exec_of(entry: process_pb2.ProcessInfo) -> str:
     details = runc_options_pb2.ProcessDetails()
-    return details.exec_id if entry.info.Unpack(details) else ""
+    return details.exec_id if unpack(entry.info, details) else ""
 
 
 def _command_line(pid: int) -> list[str]:

@@ -14,7 +14,7 @@ from rich.live import Live
 from clients.shimctl.common import on_client, optional_ids, pass_target
 from clients.shimctl.connect import Client
 from clients.shimctl.main import Target
-from clients.shimctl.output import as_dict, print_json, print_json_line, print_table, size, table
+from clients.shimctl.output import as_dict, print_json, print_json_line, print_table, size, table, unpack
 from shimd.api.containerd import cgroups_v1_pb2, cgroups_v2_pb2
 from shimd.api.v1 import runtime_pb2 as pb
 
@@ -36,7 +36,7 @@ class Usage(NamedTuple):
 def usage_of(metrics: ProtoAny) -> Usage:
     """Either cgroup version's metrics in one form."""
     v1 = cgroups_v1_pb2.Metrics()
-    if metrics.Unpack(v1):
+    if unpack(metrics, v1):
         entries = v1.blkio.io_service_bytes_recursive
         return Usage(
             v1.cpu.usage.total,
@@ -47,7 +47,7 @@ def usage_of(metrics: ProtoAny) -> Usage:
             sum(e.value for e in entries if e.op.lower() == "write"),
         )
     v2 = cgroups_v2_pb2.Metrics()
-    metrics.Unpack(v2)
+    unpack(metrics, v2)
     return Usage(
         v2.cpu.usage_usec * 1000,
         max(0, v2.memory.usage - v2.memory.inactive_file),

@@ -128,8 +128,9 @@ def test_usage_of_both_cgroup_versions() -> None:
     v2.pids.current = 2
     found = []
     for metrics in (v1, v2):
-        packed = ProtoAny()
-        packed.Pack(metrics)
+        packed = ProtoAny(
+            type_url=metrics.DESCRIPTOR.full_name, value=metrics.SerializeToString()
+        )  # as containerd does
         found.append(usage_of(packed))
     assert found[0] == found[1]
     assert (found[0].cpu, found[0].memory, found[0].pids) == (5_000_000, 2000, 2)
