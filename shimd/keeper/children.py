@@ -106,10 +106,10 @@ class Children:
         times = (round(usage.ru_utime * 1e6), round(usage.ru_stime * 1e6))
         exit_ = child.exit = Exit(child.name, child.pid, status, at, *times, usage.ru_maxrss)
         del self._by_pid[child.pid]
-        if child.exit_file:
-            _write_record(child.exit_file, exit_)
-        if child.forgotten:
+        if child.forgotten:  # its directory may be another container's by now
             self.forget(child.name)
+        elif child.exit_file:
+            _write_record(child.exit_file, exit_)
         return exit_
 
 
