@@ -27,7 +27,7 @@ def as_dict(message: Message) -> dict[str, Any]:
 
 
 def unpack(packed: ProtoAny, message: Message) -> bool:
-    """Fill ``message`` if ``packed`` is of its type. containerd's type URLs have no slash, which Any.Unpack asks for."""
+    """Fill ``message`` if ``packed`` is of its type. Any.Unpack wants a slash, and containerd writes none."""
     if packed.type_url.rpartition("/")[2] != message.DESCRIPTOR.full_name:
         return False
     message.ParseFromString(packed.value)
