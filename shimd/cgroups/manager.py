@@ -36,19 +36,26 @@ class CgroupManager(Protocol):
         FailedPrecondition when a directory was there already with processes in it or frozen.
         """
 
+    def cgroup_fd(self) -> int:
+        """The directory in the unified hierarchy, for clone3 with CLONE_INTO_CGROUP; -1 when there is none. The
+        caller closes it.
+        """
+
     def open_procs(self) -> list[int]:
-        """cgroup.procs files open for writing, for JoinCgroup; the caller closes them."""
+        """Files of the v1 hierarchies, in which init, still of one thread, writes 0 (JoinCgroup); the caller closes
+        them. A process has to use both: be born in the one and write to the others.
+        """
 
     def close(self) -> None:
         """Descriptors that create() opened and open_procs() has not handed over."""
 
-    def cgroup_fd(self) -> int:
-        """The directory for CLONE_INTO_CGROUP, which the caller closes, or -1: join through open_procs()."""
+    def exec_cgroup_fd(self, init_pid: int, sub: str = "") -> int:
+        """As cgroup_fd for a further process, in the sub-cgroup ``sub`` or where init really is when ours cannot
+        take it.
+        """
 
     def exec_procs(self, init_pid: int, sub: str = "") -> list[int]:
-        """As open_procs for a further process, in the sub-cgroup ``sub`` or where init really is when it has moved
-        itself.
-        """
+        """As open_procs, in the same way."""
 
     def apply(self, pid: int) -> None:
         """Move a process of somebody else's making in."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from typing import NamedTuple
 
-from shimd.errors import InternalError, InvalidArgument, InvalidSpec, Problem
+from shimd.errors import FailedPrecondition, InternalError, InvalidArgument, InvalidSpec, Problem
 from shimd.host.facts import Hierarchy
 
 _POINTER = "/linux/cgroupsPath"
@@ -51,6 +51,15 @@ def sub_path(group: Group, sub: str) -> str:
     if ".." in sub.split("/") or not clean(sub):
         raise InvalidArgument(f"bad sub cgroup path: {sub}")
     return f"{group.path}/{clean(sub)}"
+
+
+def reachable(path: str) -> str:
+    """A path of /proc/PID/cgroup as relative to the mount; FailedPrecondition when it is out of our sight or the
+    root.
+    """
+    if path.startswith("/..") or not clean(path):
+        raise FailedPrecondition(f'the container\'s init is in a cgroup out of reach: "{path}"')
+    return clean(path)
 
 
 def v1_groups(

@@ -1,7 +1,7 @@
 """The container's directories in all hierarchies of cgroup v1, and in the unified one of a hybrid system.
 
 The hot path is :meth:`V1Manager.create`: per hierarchy one mkdir, the writes that the configuration asks for, and
-one open of ``cgroup.procs`` for the process to join with. Nothing is read back: a fresh cgroup has the kernel's
+one open of ``tasks`` for the process to join with. Nothing is read back: a fresh cgroup has the kernel's
 defaults and its parent's devices, and nobody is in it, so limits and device rules are in force before the first
 process enters.
 """
@@ -15,9 +15,10 @@ from errno import EBUSY
 
 from shimd.cgroups import devices, files, freezer, kill, oom, resources_v1, stats, stats_v1, update
 from shimd.cgroups.files import NO_PERMISSION, Directory, Write, open_directory
-from shimd.cgroups.place import Group, groups_to_state, sub_path
+from shimd.cgroups.place import Group, groups_to_state, reachable, sub_path
 from shimd.cgroups.view import View, view_v1
 from shimd.errors import FailedPrecondition, RuntimeFailure
+from shimd.linux import proc
 from shimd.oci.model import Resources
 
 
@@ -31,7 +32,7 @@ class V1Manager:
         self._in_userns = in_userns
         self._tolerant = tolerant
         self._made: list[tuple[str, list[str]]] = []
-        self._procs: list[int] = []
+        self._tasks: list[int] = []
 
     # ---- where -----------------------------------------------------------------------------------------------------
 
@@ -107,12 +108,12 @@ class V1Manager:
             writes += _device_writes(group, access, fresh=fresh)
         if "cpuset" in group.controllers:
             _fill_cpusets(group, made, writes)
-        if not writes:
-            self._procs.append(files.open_file(group.mount, f"{group.path}/cgroup.procs", os.O_WRONLY))
-            return True
-        with open_directory(group.mount, group.path) as directory:
-            _apply(directory, writes)
-            self._procs.append(directory.open("cgroup.procs", os.O_WRONLY))
+        if writes:
+            with open_directory(group.mount, group.path) as directory:
+                _apply(directory, writes)
+                self._tasks.append(directory.open("tasks", os.O_WRONLY))
+        elif group.controllers:
+            self._tasks.append(files.open_file(group.mount, f"{group.path}/tasks", os.O_WRONLY))
         return True
 
     def _refuse_used(self, group: Group) -> None:
@@ -146,42 +147,64 @@ class V1Manager:
 
     def close(self) -> None:
         """Gives up the descriptors of create() that open_procs() has not handed over."""
-        while self._procs:
-            os.close(self._procs.pop())
+        while self._tasks:
+            os.close(self._tasks.pop())
 
     # ---- joining ---------------------------------------------------------------------------------------------------
+    # A write to cgroup.procs takes a lock against all forks of the machine, and after a quiet moment that means to
+    # wait for an RCU grace period: 10 ms and more. A thread that moves itself by writing 0 to ``tasks`` does not
+    # need it (5.5), nor does a process that is born in its cgroup; init does both while it has one thread.
 
     def open_procs(self) -> list[int]:
-        """cgroup.procs of every hierarchy, open for writing; the caller owns the descriptors."""
-        if self._procs:
-            handed, self._procs = self._procs, []
+        """``tasks`` of every v1 hierarchy, open for a process with a single thread to write 0 to; the caller owns
+        them.
+        """
+        if self._tasks:
+            handed, self._tasks = self._tasks, []
             return handed
-        return self._open_procs_at(self._groups, "")
+        return self._open_tasks({})
 
     def cgroup_fd(self) -> int:
-        return -1
+        """The unified hierarchy of a hybrid system has no ``tasks``: its process is born there."""
+        return self.exec_cgroup_fd(0)
 
     def exec_procs(self, init_pid: int, sub: str = "") -> list[int]:
-        return self._open_procs_at(self._groups, sub)
+        return self._open_tasks(self._exec_paths(init_pid, sub))
 
-    def _open_procs_at(self, groups: tuple[Group, ...], sub: str) -> list[int]:
+    def exec_cgroup_fd(self, init_pid: int, sub: str = "") -> int:
+        unified = self._find("")
+        if unified is None:
+            return -1
+        path = self._exec_paths(init_pid, sub).get(unified.mount, unified.path)
+        return files.open_beneath(unified.mount, path)
+
+    def _exec_paths(self, init_pid: int, sub: str) -> dict[str, str]:
+        """Paths by mount, where they are not the container's own: a sub-cgroup, or where init is when ours was
+        taken away.
+        """
+        if sub:
+            return {group.mount: sub_path(group, sub) for group in self._groups}
+        gone = [group for group in self._groups if not os.path.isdir(group.directory)]
+        if not gone:
+            return {}
+        found = proc.cgroup_paths(init_pid)
+        return {group.mount: reachable(found.get(",".join(group.controllers), "")) for group in gone}
+
+    def _open_tasks(self, paths: dict[str, str]) -> list[int]:
         fds: list[int] = []
         with contextlib.ExitStack() as undo:
-            for group in groups:
-                path = sub_path(group, sub) if sub else group.path
-                fds.append(files.open_file(group.mount, f"{path}/cgroup.procs", os.O_WRONLY))
-                undo.callback(os.close, fds[-1])
+            for group in self._groups:
+                if group.controllers:
+                    path = paths.get(group.mount, group.path)
+                    fds.append(files.open_file(group.mount, f"{path}/tasks", os.O_WRONLY))
+                    undo.callback(os.close, fds[-1])
             undo.pop_all()
         return fds
 
     def apply(self, pid: int) -> None:
-        for group, fd in zip(self._groups, self.open_procs(), strict=True):
-            with os.fdopen(fd, "wb", buffering=0) as file:
-                try:
-                    file.write(b"%d" % pid)
-                except OSError as err:
-                    err.filename = f"{group.directory}/cgroup.procs"
-                    raise files.write_error(err, str(pid)) from err
+        for group in self._groups:
+            with open_directory(group.mount, group.path) as directory:
+                directory.apply([Write("cgroup.procs", str(pid))])
 
     # ---- limits ----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from errno import EACCES, ENOENT, EPERM
 
 from shimd.cgroups import device_filter, devices, files, freezer, kill, oom, resources_v2, stats, stats_v2, update
 from shimd.cgroups.files import NO_PERMISSION, Directory, Write, open_directory
-from shimd.cgroups.place import Group, clean, groups_to_state, sub_path
+from shimd.cgroups.place import Group, groups_to_state, reachable, sub_path
 from shimd.cgroups.view import View, view_v2
 from shimd.errors import FailedPrecondition, RuntimeFailure
 from shimd.linux import proc
@@ -37,7 +37,6 @@ class V2Manager:
         self._in_userns = in_userns
         self._tolerant = tolerant
         self._made: list[str] = []
-        self._procs: list[int] = []
 
     # ---- where -----------------------------------------------------------------------------------------------------
 
@@ -96,7 +95,6 @@ class V2Manager:
                 fresh = group.path in self._made
                 device_filter.attach(directory.fd, access, fresh=fresh, optional=self._in_userns)
                 self._apply_unified(directory, unified)
-                self._procs.append(directory.open("cgroup.procs", os.O_WRONLY))
             undo.pop_all()
 
     def _refuse_used(self, directory: Directory) -> None:
@@ -139,7 +137,6 @@ class V2Manager:
                 raise RuntimeFailure(f'unable to set unified resource "{item.file}": {cause}') from err
 
     def _undo_create(self) -> None:
-        self.close()
         files.remove_made(self._group.mount, self._made)
         self._made = []
 
@@ -160,34 +157,30 @@ class V2Manager:
 
     def destroy(self) -> None:
         """Removes the container's directory and what it made below it; parents stay, see V1Manager.destroy."""
-        self.close()
         if self._group_or_none is not None:
             files.remove_trees([(self._group.mount, self._group.path)])
 
     def close(self) -> None:
-        """Gives up the descriptor of create() that open_procs() has not handed over."""
-        while self._procs:
-            os.close(self._procs.pop())
+        """Nothing is kept open."""
 
     # ---- joining ---------------------------------------------------------------------------------------------------
 
     def open_procs(self) -> list[int]:
-        """cgroup.procs open for writing; the caller owns the descriptor."""
-        if self._group_or_none is None:
-            return []
-        if self._procs:
-            handed, self._procs = self._procs, []
-            return handed
-        return [files.open_file(self._group.mount, f"{self._group.path}/cgroup.procs", os.O_WRONLY)]
+        """None: the process is born in its cgroup."""
+        return []
 
     def cgroup_fd(self) -> int:
         return files.open_beneath(self._group.mount, self._group.path) if self._group_or_none else -1
 
     def exec_procs(self, init_pid: int, sub: str = "") -> list[int]:
+        """None: the process is born in its cgroup."""
+        return []
+
+    def exec_cgroup_fd(self, init_pid: int, sub: str = "") -> int:
         if self._group_or_none is None:
-            return []
+            return -1
         path = sub_path(self._group, sub) if sub else self._path_of_init(init_pid)
-        return [files.open_file(self._group.mount, f"{path}/cgroup.procs", os.O_WRONLY)]
+        return files.open_beneath(self._group.mount, path)
 
     def _path_of_init(self, init_pid: int) -> str:
         """The container's cgroup, unless it cannot take processes: an init like systemd moves itself to a cgroup
@@ -199,19 +192,12 @@ class V2Manager:
             with directory:
                 if not directory.read("cgroup.subtree_control").strip():
                     return self._group.path
-        found = proc.cgroup_paths(init_pid).get("", "")
-        if "/.." in found or not clean(found):
-            raise FailedPrecondition(f"the container's init is in a cgroup out of reach: {found}")
-        return clean(found)
+        return reachable(proc.cgroup_paths(init_pid).get("", ""))
 
     def apply(self, pid: int) -> None:
-        for fd in self.open_procs():
-            try:
-                files.write_fd(fd, str(pid), f"{self._group.directory}/cgroup.procs")
-            except OSError as err:
-                raise files.write_error(err, str(pid)) from err
-            finally:
-                os.close(fd)
+        if self._group_or_none is not None:
+            with self._open() as directory:
+                directory.apply([Write("cgroup.procs", str(pid))])
 
     # ---- limits ----------------------------------------------------------------------------------------------------
 

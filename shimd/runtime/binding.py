@@ -63,9 +63,10 @@ class Slots:
             self.lend(f"preserve.{index}", fd)
 
     def add_cgroup_fd(self, fd: int) -> None:
-        """A cgroup v2 directory that the process is born in."""
-        self._owned.append(fd)
-        self.cgroup_fd = fd
+        """A cgroup v2 directory that the process is born in; -1 is none."""
+        if fd >= 0:
+            self._owned.append(fd)
+            self.cgroup_fd = fd
 
     def add_cgroups(self, procs: Iterable[int]) -> tuple[str, ...]:
         """Owns ``procs``; returns the slots for JoinCgroup."""

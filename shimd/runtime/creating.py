@@ -26,7 +26,7 @@ from shimd.runtime.dialogue import InitDied, Outcome, converse
 from shimd.runtime.launch import Launched, LaunchRequest
 from shimd.runtime.model import Container, CreateOptions, Environment, Phases, Stdio, launch_name
 from shimd.runtime.process import cgroup_view, hook_state, set_rlimits, was_oom_killed, write_maps
-from shimd.runtime.state import CONFIG_FILE, EXIT_FILE, ContainerState, StateDir, check_id, timestamp
+from shimd.runtime.state import CONFIG_FILE, EXIT_FILE, STATE_FILE, ContainerState, StateDir, check_id, dumps, timestamp
 from shimd.runtime.undo import Undo
 
 _NAMESPACE_KEYS = {
@@ -108,6 +108,7 @@ class _Creation:
             with closing(control):
                 self.launched = self.launch(slots)
                 slots.close()
+                self.record()
                 outcome = self.talk(control)
         return self.finish(outcome)
 
@@ -148,12 +149,9 @@ class _Creation:
         return compile_create(self.spec, self.env.host, options)
 
     def cgroup_slots(self, slots: binding.Slots) -> tuple[str, ...]:
-        """cgroup v2 needs none: the process is born inside."""
-        directory = self.cgroup.cgroup_fd()
-        if directory < 0:
-            return slots.add_cgroups(self.cgroup.open_procs())
-        slots.add_cgroup_fd(directory)
-        return ()
+        """The process is born in the unified hierarchy and joins those of v1."""
+        slots.add_cgroup_fd(self.cgroup.cgroup_fd())
+        return slots.add_cgroups(self.cgroup.open_procs())
 
     def bind(self, slots: binding.Slots) -> socket:
         """Everything that the plan names by slot; returns the runtime's end of the control socket."""
@@ -162,7 +160,6 @@ class _Creation:
         slots.add_trees(self.plan.trees)
         if self.options.gate:
             slots.add_start_gate(self.directory)
-        self.directory.write(CONFIG_FILE, self.config.data)
         return slots.add_control()
 
     # ---- with a process --------------------------------------------------------------------------------------------
@@ -186,6 +183,13 @@ class _Creation:
         self.phases.mark("launch")
         return launched
 
+    def record(self) -> None:
+        """Write everything down while init is at work; at "ready" the state only needs its name."""
+        self.state = self.make_state()
+        self.directory.write(CONFIG_FILE, self.config.data)
+        self.directory.prepare(STATE_FILE, dumps(self.state))
+        self.phases.mark("record")
+
     def talk(self, control: socket) -> Outcome:
         try:
             outcome = converse(control, self.launched.pidfd, self.on_sync, gate=self.options.gate)
@@ -207,8 +211,7 @@ class _Creation:
             self.run_hooks("createRuntime", self.spec.hooks.create_runtime, "creating")
         else:
             set_rlimits(self.launched.pid, self.plan.rlimits)
-            self.state = self.make_state()
-            self.directory.save(self.state)
+            self.directory.commit(STATE_FILE)
         self.phases.mark(point)
 
     def make_state(self) -> ContainerState:

@@ -88,10 +88,11 @@ class _Execution:
         )
 
     def compile(self, slots: binding.Slots) -> Plan:
-        procs = self.container.cgroup.exec_procs(self.container.pid, self.options.cgroup)
+        where = (self.container.pid, self.options.cgroup)
+        slots.add_cgroup_fd(self.container.cgroup.exec_cgroup_fd(*where))
         options = plan_options.ExecOptions(
             id=self.container.id,
-            cgroup_slots=slots.add_cgroups(procs),
+            cgroup_slots=slots.add_cgroups(self.container.cgroup.exec_procs(*where)),
             preserve_fds=len(self.options.preserve_fds),
             seccomp_cache=self.env.seccomp_cache,
         )
@@ -113,6 +114,7 @@ class _Execution:
             fds=slots.bound(),
             hold=self.options.hold,
             exit_file=os.path.join(self.container.directory.path, self.id + EXEC_EXIT_SUFFIX),
+            cgroup_fd=slots.cgroup_fd,
         )
         self.phases.mark("bind")
         launched = self.env.launcher.launch(request)

@@ -6,22 +6,42 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from shimd.linux.process import set_child_subreaper
+from shimd.cgroups.manager import CgroupManager
+from shimd.linux.process import clone3, set_child_subreaper
 from tests.support import wait
 
 
-class Member:
-    """A process that joined through ``procs``, ran ``task`` and then sleeps until it is killed."""
+class Way(NamedTuple):
+    """How to enter a cgroup: descriptors as CgroupManager gives them out, which the member closes."""
 
-    def __init__(self, procs: list[int], task: Callable[[], None] = lambda: None) -> None:
+    born_in: int
+    tasks: list[int]
+
+
+OUTSIDE = Way(-1, [])
+
+
+def way_into(cgroup: CgroupManager) -> Way:
+    return Way(cgroup.cgroup_fd(), cgroup.open_procs())
+
+
+def way_of_exec(cgroup: CgroupManager, init_pid: int, sub: str = "") -> Way:
+    return Way(cgroup.exec_cgroup_fd(init_pid, sub), cgroup.exec_procs(init_pid, sub))
+
+
+class Member:
+    """A process that entered by ``way``, ran ``task`` and then sleeps until it is killed."""
+
+    def __init__(self, way: Way, task: Callable[[], None] = lambda: None) -> None:
         ready, report = os.pipe()
-        self.pid = os.fork()
+        self.pid, pidfd = clone3(0, cgroup_fd=way.born_in)
         if self.pid == 0:
-            _run(procs, task, report)
-        os.close(report)
-        for fd in procs:
-            os.close(fd)
+            _run(way.tasks, task, report)
+        for fd in (report, pidfd, *way.tasks, way.born_in):
+            if fd >= 0:
+                os.close(fd)
         self._ready = ready
         self.status: int | None = None
 
@@ -47,9 +67,9 @@ class Member:
 
 
 @contextlib.contextmanager
-def member(procs: list[int], task: Callable[[], None] = lambda: None) -> Iterator[Member]:
+def member(way: Way, task: Callable[[], None] = lambda: None) -> Iterator[Member]:
     """A member whose task is done."""
-    made = Member(procs, task)
+    made = Member(way, task)
     try:
         made.wait_ready()
         yield made
@@ -72,9 +92,9 @@ def reaper() -> Iterator[None]:
         set_child_subreaper(0)
 
 
-def _run(procs: list[int], task: Callable[[], None], report: int) -> None:
+def _run(tasks: list[int], task: Callable[[], None], report: int) -> None:
     try:
-        for fd in procs:
+        for fd in tasks:
             os.write(fd, b"0")
         task()
         os.write(report, b"done")

@@ -13,7 +13,7 @@ from shimd.cgroups.manager import CgroupManager, from_state, manager
 from shimd.errors import FailedPrecondition, RuntimeFailure
 from shimd.host.facts import HostFacts, probe
 from shimd.oci.model import BlockIo, Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources, ThrottleDevice
-from tests.kernel.cgroup_member import Member, eat, fork_children, member, reaper
+from tests.kernel.cgroup_member import OUTSIDE, Member, Way, eat, fork_children, member, reaper, way_into, way_of_exec
 from tests.support import wait
 from tests.support.requires import lack, requires
 from tests.support.session import TAG
@@ -70,7 +70,7 @@ def devices_of(cgroup: CgroupManager) -> set[str]:
 class TestCreate:
     def test_every_hierarchy_gets_a_directory_and_the_process(self, make: Make, host: HostFacts) -> None:
         cgroup = make(resources=Resources())
-        with member(cgroup.open_procs()) as process:
+        with member(way_into(cgroup)) as process:
             lines = Path(f"/proc/{process.pid}/cgroup").read_text().splitlines()
             assert len(lines) == len(host.hierarchies) + (host.unified is not None)
             assert all(line.endswith(f":{TOP}/a") for line in lines), lines
@@ -108,7 +108,7 @@ class TestCreate:
     def test_cpuset_as_asked(self, make: Make) -> None:
         cgroup = make(resources=Resources(cpu=Cpu(cpus="0")))
         assert text(cgroup, "cpuset", "cpuset.cpus") == "0"
-        with member(cgroup.open_procs()) as process:
+        with member(way_into(cgroup)) as process:
             assert os.sched_getaffinity(process.pid) == {0}
 
     def test_parent_with_empty_cpuset_made_by_others(self, make: Make, host: HostFacts) -> None:
@@ -116,21 +116,21 @@ class TestCreate:
             directory.mkdir()
         cgroup = make(resources=Resources(cpu=Cpu(mems="0")))
         assert text(cgroup, "cpuset", "cpuset.cpus")
-        with member(cgroup.open_procs()):
+        with member(way_into(cgroup)):
             pass
 
     def test_handed_over_descriptors_belong_to_the_caller(self, make: Make) -> None:
         cgroup = make(resources=Resources())
         first = cgroup.open_procs()
         again = cgroup.open_procs()
-        assert len(first) == len(again) == len(cgroup.paths)
+        assert len(first) == len(again) == len([name for name in cgroup.paths if name])
         cgroup.close()
         for fd in first + again:
             os.close(fd)
 
     def test_apply_moves_a_process_in(self, make: Make) -> None:
         cgroup = make(resources=Resources())
-        process = Member([])
+        process = Member(OUTSIDE)
         process.wait_ready()
         cgroup.apply(process.pid)
         assert cgroup.pids() == [process.pid]
@@ -145,7 +145,7 @@ class TestRefusal:
     def test_processes_inside(self, make: Make) -> None:
         cgroup = make(resources=Resources())
         with (
-            member(cgroup.open_procs(), lambda: fork_children(2)),
+            member(way_into(cgroup), lambda: fork_children(2)),
             pytest.raises(FailedPrecondition, match=r"container's cgroup is not empty: 3 process\(es\) found"),
         ):
             make().create(Resources())
@@ -155,7 +155,7 @@ class TestRefusal:
         cgroup = make(resources=Resources())
         sub = Path(cgroup.paths["pids"], "sub")
         sub.mkdir()
-        process = Member([os.open(sub / "cgroup.procs", os.O_WRONLY)])
+        process = Member(Way(-1, [os.open(sub / "cgroup.procs", os.O_WRONLY)]))
         process.wait_ready()
         with pytest.raises(FailedPrecondition, match=r"not empty: 1 process\(es\) found"):
             make().create(Resources())
@@ -205,7 +205,7 @@ class TestDevices:
             with pytest.raises(PermissionError):
                 os.open(tmp_path / "mem", os.O_RDONLY)
 
-        with member(cgroup.open_procs(), use_devices):
+        with member(way_into(cgroup), use_devices):
             pass
 
     def test_sequence_of_rules(self, make: Make) -> None:
@@ -233,7 +233,7 @@ class TestDevices:
 class TestFreezeAndKill:
     def test_freeze_and_thaw(self, make: Make) -> None:
         cgroup = make(resources=Resources())
-        with member(cgroup.open_procs(), lambda: fork_children(3)):
+        with member(way_into(cgroup), lambda: fork_children(3)):
             assert not cgroup.frozen()
             cgroup.freeze()
             assert cgroup.frozen()
@@ -251,7 +251,7 @@ class TestFreezeAndKill:
     @pytest.mark.parametrize("frozen", [False, True])
     def test_kill_reaches_everybody(self, make: Make, frozen: bool) -> None:  # noqa: FBT001
         cgroup = make(resources=Resources())
-        with member(cgroup.open_procs(), lambda: fork_children(5)) as process:
+        with member(way_into(cgroup), lambda: fork_children(5)) as process:
             if frozen:
                 cgroup.freeze()
             pids = cgroup.pids()
@@ -265,7 +265,7 @@ class TestFreezeAndKill:
 
     def test_other_signals_leave_a_paused_container_paused(self, make: Make) -> None:
         cgroup = make(resources=Resources())
-        with member(cgroup.open_procs()) as process:
+        with member(way_into(cgroup)) as process:
             cgroup.freeze()
             cgroup.kill(signal.SIGTERM)
             assert cgroup.frozen()
@@ -274,7 +274,7 @@ class TestFreezeAndKill:
 
     def test_kill_finds_who_left_the_unified_hierarchy(self, make: Make, host: HostFacts) -> None:
         cgroup = make(resources=Resources())
-        with member(cgroup.open_procs()) as process:
+        with member(way_into(cgroup)) as process:
             if host.unified:
                 Path(host.unified.mount_point, "cgroup.procs").write_text(str(process.pid))
             cgroup.kill()
@@ -282,7 +282,7 @@ class TestFreezeAndKill:
 
     def test_single_kill_of_a_frozen_process_needs_waking(self, make: Make) -> None:
         cgroup = make(resources=Resources())
-        with member(cgroup.open_procs()) as process:
+        with member(way_into(cgroup)) as process:
             cgroup.freeze()
             os.kill(process.pid, signal.SIGKILL)
             cgroup.wake_killed()
@@ -304,14 +304,14 @@ class TestTree:
             os.makedirs(f"{path}/x/y")
             os.makedirs(f"{path}/z")
         fill_cpusets(cgroup.paths["cpuset"], "x", "y")
-        with member(cgroup.exec_procs(0, "x/y")) as process:
+        with member(way_of_exec(cgroup, 0, "x/y")) as process:
             assert cgroup.pids() == [process.pid]
         cgroup.destroy()
         assert not cgroup.exists()
 
     def test_nesting_deeper_than_any_path(self, make: Make) -> None:
         cgroup = make(resources=Resources())
-        process = Member([])
+        process = Member(OUTSIDE)
         process.wait_ready()
         nest(cgroup.paths["freezer"], 40, process.pid)
         assert cgroup.pids() == [process.pid]
@@ -348,7 +348,7 @@ class TestTree:
         monkeypatch.setattr("shimd.cgroups.files._RMDIR_ROUNDS", 2)
         cgroup = make(resources=Resources())
         with (
-            member(cgroup.open_procs()),
+            member(way_into(cgroup)),
             pytest.raises(RuntimeFailure, match=r"unable to remove cgroup: rmdir .*: device or resource busy"),
         ):
             cgroup.destroy()
@@ -415,7 +415,7 @@ class TestUpdate:
 
     def test_limit_below_usage(self, make: Make) -> None:
         cgroup = make(resources=self.CURRENT)
-        with member(cgroup.open_procs(), lambda: eat(20 * MEBIBYTE)):
+        with member(way_into(cgroup), lambda: eat(20 * MEBIBYTE)):
             change = Resources(memory=Memory(limit=MEBIBYTE, check_before_update=True))
             with pytest.raises(RuntimeFailure, match=r"rejecting memory limit 1048576 < usage \d+"):
                 cgroup.update(self.CURRENT, change)
@@ -423,7 +423,7 @@ class TestUpdate:
 
     def test_limit_below_what_can_be_reclaimed(self, make: Make) -> None:
         cgroup = make(resources=self.CURRENT)
-        with member(cgroup.open_procs(), lambda: eat(20 * MEBIBYTE)):
+        with member(way_into(cgroup), lambda: eat(20 * MEBIBYTE)):
             change = Resources(memory=Memory(limit=MEBIBYTE, swap=MEBIBYTE))
             expected = r"unable to set memory limit to 1048576 \(current usage: \d+, peak usage: \d+\)"
             with pytest.raises(RuntimeFailure, match=expected):
@@ -433,7 +433,7 @@ class TestUpdate:
 class TestFigures:
     def test_stats(self, make: Make) -> None:
         cgroup = make(resources=Resources(memory=Memory(limit=64 * MEBIBYTE), pids=Pids(10)))
-        with member(cgroup.open_procs(), lambda: eat(8 * MEBIBYTE)):
+        with member(way_into(cgroup), lambda: eat(8 * MEBIBYTE)):
             found = cgroup.stats()
         assert found.version == 1
         assert found.memory.usage.usage > 8 * MEBIBYTE
@@ -450,7 +450,7 @@ class TestFigures:
         try:
             assert watch.consume() == 0
             for _ in range(2):
-                victim = Member(cgroup.open_procs(), lambda: eat(64 * MEBIBYTE))
+                victim = Member(way_into(cgroup), lambda: eat(64 * MEBIBYTE))
                 wait.readable(watch.fileno(), what="the OOM event")
                 assert victim.wait_end() == -signal.SIGKILL
                 victim.close()

@@ -21,9 +21,9 @@ from shimd.cgroups.v2 import V2Manager
 from shimd.errors import FailedPrecondition, RuntimeFailure
 from shimd.host.facts import HostFacts, probe
 from shimd.linux import bpf, mount
-from shimd.linux.process import CLONE_NEWNS, clone3
+from shimd.linux.process import CLONE_NEWNS
 from shimd.oci.model import BlockIo, Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources, ThrottleDevice
-from tests.kernel.cgroup_member import Member, eat, fork_children, member, reaper
+from tests.kernel.cgroup_member import Member, Way, eat, fork_children, member, reaper, way_into, way_of_exec
 from tests.kernel.child import run_in_child
 from tests.support import wait
 from tests.support.requires import lack
@@ -106,26 +106,11 @@ def programs(cgroup: CgroupManager) -> list[int]:
 
 
 @on_v2
-def test_process_joins_by_writing(world: World) -> None:
-    cgroup = world.create()
-    with member(cgroup.open_procs()) as process:
-        assert Path(f"/proc/{process.pid}/cgroup").read_text().splitlines()[-1] == f"0::{TOP}/a"
-        assert cgroup.pids() == [process.pid]
-
-
-@on_v2
 def test_process_is_born_inside(world: World) -> None:
     cgroup = world.create()
-    fd = cgroup.cgroup_fd()
-    pid, pidfd = clone3(0, cgroup_fd=fd)
-    if pid == 0:
-        signal.pause()
-        os._exit(1)
-    os.close(fd)
-    assert cgroup.pids() == [pid]
-    cgroup.kill()
-    wait.exited(pidfd)
-    os.close(pidfd)
+    with member(way_into(cgroup)) as process:
+        assert Path(f"/proc/{process.pid}/cgroup").read_text().splitlines()[-1] == f"0::{TOP}/a"
+        assert cgroup.pids() == [process.pid]
 
 
 @on_v2
@@ -141,7 +126,7 @@ def test_state_round_trip(world: World) -> None:
 def test_refuses_processes(world: World) -> None:
     cgroup = world.create()
     with (
-        member(cgroup.open_procs(), lambda: fork_children(1)),
+        member(way_into(cgroup), lambda: fork_children(1)),
         pytest.raises(FailedPrecondition, match=r"container's cgroup is not empty: 2 process\(es\) found"),
     ):
         world.create()
@@ -263,7 +248,7 @@ def test_threads_of_a_threaded_cgroup_are_found(world: World) -> None:
         threading.Thread(target=run, daemon=True).start()
         moved.wait()
 
-    with member(parent.open_procs(), move_a_thread) as process:
+    with member(way_into(parent), move_a_thread) as process:
         assert process.pid in parent.pids()
         assert len(parent.pids()) == 2
         parent.kill(signal.SIGTERM)
@@ -276,7 +261,7 @@ def test_threads_of_a_threaded_cgroup_are_found(world: World) -> None:
 @on_v2
 def test_exec_joins_the_container(world: World) -> None:
     cgroup = world.create()
-    with member(cgroup.open_procs()) as init, member(cgroup.exec_procs(init.pid)) as process:
+    with member(way_into(cgroup)) as init, member(way_of_exec(cgroup, init.pid)) as process:
         assert cgroup.pids() == sorted([init.pid, process.pid])
 
 
@@ -284,7 +269,7 @@ def test_exec_joins_the_container(world: World) -> None:
 def test_exec_joins_a_sub_cgroup(world: World) -> None:
     cgroup = world.create()
     os.mkdir(cgroup.paths[""] + "/sub")
-    with member(cgroup.open_procs()) as init, member(cgroup.exec_procs(init.pid, "sub")) as process:
+    with member(way_into(cgroup)) as init, member(way_of_exec(cgroup, init.pid, "sub")) as process:
         assert Path(cgroup.paths[""], "sub/cgroup.procs").read_text() == f"{process.pid}\n"
 
 
@@ -295,20 +280,20 @@ def test_exec_follows_an_init_that_moved_below(world: World) -> None:
     cgroup = world.create()
     scope = Path(cgroup.paths[""], "init.scope")
     scope.mkdir()
-    with member(cgroup.open_procs()) as init:
+    with member(way_into(cgroup)) as init:
         (scope / "cgroup.procs").write_text(str(init.pid))
         Path(cgroup.paths[""], "cgroup.subtree_control").write_text(f"+{world.host.unified_controllers[0]}")
-        with member(cgroup.exec_procs(init.pid)) as process:
+        with member(way_of_exec(cgroup, init.pid)) as process:
             assert str(process.pid) in (scope / "cgroup.procs").read_text().split()
 
 
 @on_v2
 def test_exec_follows_an_init_that_was_moved_away(world: World) -> None:
     cgroup, other = world.create("a"), world.create("b")
-    with member(cgroup.open_procs()) as init:
+    with member(way_into(cgroup)) as init:
         other.apply(init.pid)
         cgroup.destroy()
-        with member(cgroup.exec_procs(init.pid)) as process:
+        with member(way_of_exec(cgroup, init.pid)) as process:
             assert other.pids() == sorted([init.pid, process.pid])
 
 
@@ -318,7 +303,7 @@ def test_exec_follows_an_init_that_was_moved_away(world: World) -> None:
 @on_v2
 def test_freeze_and_thaw(world: World) -> None:
     cgroup = world.create()
-    with member(cgroup.open_procs(), lambda: fork_children(3)):
+    with member(way_into(cgroup), lambda: fork_children(3)):
         assert not cgroup.frozen()
         cgroup.freeze()
         assert cgroup.frozen()
@@ -339,7 +324,7 @@ def check_kill(world: World, *, frozen: bool, old_kernel: bool) -> None:
         if old_kernel:
             patch.setattr("shimd.cgroups.kill.kill_cgroup", lambda _: False)
         cgroup = world.create()
-        with member(cgroup.open_procs(), lambda: fork_children(5)) as process:
+        with member(way_into(cgroup), lambda: fork_children(5)) as process:
             if frozen:
                 cgroup.freeze()
             pids = cgroup.pids()
@@ -354,7 +339,7 @@ def check_kill(world: World, *, frozen: bool, old_kernel: bool) -> None:
 @on_v2
 def test_other_signals_leave_a_paused_container_paused(world: World) -> None:
     cgroup = world.create()
-    with member(cgroup.open_procs()) as process:
+    with member(way_into(cgroup)) as process:
         cgroup.freeze()
         cgroup.kill(signal.SIGTERM)
         assert cgroup.frozen()
@@ -385,7 +370,7 @@ def test_nesting_deeper_than_any_path(world: World) -> None:
         fd = inner
     procs = os.open("cgroup.procs", os.O_WRONLY, dir_fd=fd)
     os.close(fd)
-    with member([procs]) as process:
+    with member(Way(-1, [procs])) as process:
         assert cgroup.pids() == [process.pid]
         cgroup.kill()
         assert process.wait_end() == -signal.SIGKILL
@@ -411,7 +396,7 @@ def test_default_device_rules(world: World) -> None:
         finally:
             os.unlink("/dev/shm/" + TAG)
 
-    with member(cgroup.open_procs(), use_devices):
+    with member(way_into(cgroup), use_devices):
         pass
 
 
@@ -465,7 +450,7 @@ def test_many_rules_are_accepted_by_the_verifier(world: World) -> None:
 @on_v2
 def test_stats_without_controllers(world: World) -> None:
     cgroup = world.create()
-    with member(cgroup.open_procs(), lambda: eat(MEBIBYTE)):
+    with member(way_into(cgroup), lambda: eat(MEBIBYTE)):
         found = cgroup.stats()
     assert found.version == 2
     assert found.cpu.total > 0
@@ -529,7 +514,7 @@ def test_update_below_usage(world: World) -> None:
     current = Resources(memory=Memory(limit=64 * MEBIBYTE))
     cgroup = world.manager()
     cgroup.create(current)
-    with member(cgroup.open_procs(), lambda: eat(20 * MEBIBYTE)):
+    with member(way_into(cgroup), lambda: eat(20 * MEBIBYTE)):
         change = Resources(memory=Memory(limit=MEBIBYTE, check_before_update=True))
         with pytest.raises(RuntimeFailure, match=r"rejecting memory limit 1048576 < usage \d+"):
             cgroup.update(current, change)
@@ -539,7 +524,7 @@ def test_update_below_usage(world: World) -> None:
 @on_v2
 def test_stats(world: World) -> None:
     cgroup = world.create(memory=Memory(limit=64 * MEBIBYTE), pids=Pids(10))
-    with member(cgroup.open_procs(), lambda: eat(8 * MEBIBYTE)):
+    with member(way_into(cgroup), lambda: eat(8 * MEBIBYTE)):
         found = cgroup.stats()
     assert found.memory.usage.usage > 8 * MEBIBYTE
     assert found.memory.usage.limit == 64 * MEBIBYTE
@@ -554,7 +539,7 @@ def test_oom_kills_are_counted_once_each(world: World) -> None:
     watch = cgroup.oom_watch()
     assert watch.consume() == 0
     for _ in range(2):
-        victim = Member(cgroup.open_procs(), lambda: eat(64 * MEBIBYTE))
+        victim = Member(way_into(cgroup), lambda: eat(64 * MEBIBYTE))
         kills = 0
         while not kills:  # the file tells of other events too: limits that were hit
             wait.readable(watch.fileno(), what="the OOM event")
@@ -574,7 +559,7 @@ def test_oom_kills_are_counted_once_each(world: World) -> None:
 def test_parent_with_processes_is_explained(world: World) -> None:
     parent = world.create("p")
     with (
-        member(parent.open_procs()),
+        member(way_into(parent)),
         pytest.raises(RuntimeFailure, match="with domain controllers -- it is in an invalid state"),
     ):
         world.create("p/c", memory=Memory(limit=MEBIBYTE))
@@ -584,7 +569,8 @@ def test_managers_without_a_cgroup() -> None:
     """What a rootless container without limits is left with, where no cgroup may be made."""
     cgroup = V2Manager(None, controllers=())
     assert cgroup.paths == {}
-    assert cgroup.open_procs() == []
+    assert cgroup.open_procs() == cgroup.exec_procs(1) == []
+    assert cgroup.exec_cgroup_fd(1) == -1
     assert cgroup.cgroup_fd() == -1
     assert not cgroup.frozen()
     cgroup.kill()
