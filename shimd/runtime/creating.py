@@ -128,7 +128,9 @@ class _Creation:
 
     def make_cgroup(self) -> CgroupManager:
         path = self.spec.linux.cgroups_path or ""
-        cgroup = manager(self.env.host, cgroups_path=path, container_id=self.id)
+        # Equal ids in two namespaces are two containers; "@" is in no id, so no two names meet.
+        name = f"{self.namespace}@{self.id}" if self.namespace else self.id
+        cgroup = manager(self.env.host, cgroups_path=path, container_id=name)
         cgroup.create(self.spec.linux.resources)
         self.undo.push("remove the cgroup", cgroup.destroy)
         return cgroup
