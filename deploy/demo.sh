@@ -27,19 +27,18 @@ say 'A root file system: one static busybox'
 mkdir -p "$work"/rootfs/{bin,dev,etc,proc,sys,tmp}
 busybox=$(command -v busybox)
 cp "$busybox" "$work/rootfs/bin/busybox"
-for name in $("$busybox" --list); do ln -sf busybox "$work/rootfs/bin/$name"; done
+for name in $("$busybox" --list); do [[ $name == busybox ]] || ln -s busybox "$work/rootfs/bin/$name"; done
 echo "$work/rootfs"
 
 say 'A private daemon'
 mkfifo "$work/log.fifo"
-"$bin/shimd" --socket "$SHIMD_ADDRESS" --state "$work/state" --config "$work/config.toml" </dev/null >"$work/log.fifo" 2>&1 &
+"$bin/shimd" --socket "$SHIMD_ADDRESS" --state "$work/state" </dev/null >"$work/log.fifo" 2>&1 &
 daemon=$!
 # Its log tells when it serves; what follows goes to a file.
 exec 3<"$work/log.fifo"
-while read -r line <&3; do
-  echo "$line"
-  [[ $line != *' serving '* ]] || break
-done
+line=''
+while [[ $line != *' serving '* ]] && read -r line <&3; do echo "$line"; done
+[[ $line == *' serving '* ]] || exit 1
 cat <&3 >"$work/log" &
 exec 3<&-
 show shimctl version
