@@ -72,8 +72,9 @@ def session_keyring(ctx: Context, op: ops.SessionKeyring) -> None:
         serial = process.keyctl_join_session_keyring(op.name)
         if op.label:
             _write_attribute(ctx, "keycreate", "")
-        permissions = int(process.keyctl_describe(serial).split(";")[3], 16)
-        process.keyctl_setperm(serial, permissions | process.KEY_USR_SEARCH)
+        if serial:  # 0: it is the session keyring of the caller already
+            permissions = int(process.keyctl_describe(serial).split(";")[3], 16)
+            process.keyctl_setperm(serial, permissions | process.KEY_USR_SEARCH)
     except OSError as e:
         if e.errno not in (ENOSYS, EDQUOT):
             raise
