@@ -13,8 +13,6 @@ from shimd.plan import namespaces, ops, process, rootfs
 from shimd.plan.builder import Builder
 from shimd.plan.options import CompileOptions, ExecOptions
 
-DEFAULT_UMASK = 0o022
-
 
 def compile_create(spec: model.Spec, host: HostFacts, options: CompileOptions) -> ops.Plan:
     """The plan of a container's init; with ``options.gate`` it waits for ``start``."""
@@ -36,9 +34,7 @@ def compile_create(spec: model.Spec, host: HostFacts, options: CompileOptions) -
         user_namespace=bool(layout.all & CLONE_NEWUSER),
         groups=not deny_setgroups,
         umask=spec.process.user.umask,
-        preserve_fds=options.preserve_fds,
-        death_signal=options.death_signal,
-        seccomp_cache=options.seccomp_cache,
+        options=options,
     )
     process.add_scheduling(builder, plan)
     builder.add(ops.CpuAffinity(()))
@@ -75,21 +71,7 @@ def compile_exec(document: model.Process, spec: model.Spec, host: HostFacts, opt
     wanted = _inherit(document, spec.process)
     affinity = wanted.exec_cpu_affinity or model.CpuAffinity()
     flags = namespaces.layout(spec.linux, host).all
-    stage: tuple[ops.Step, ...] = ()
-    if flags & CLONE_NEWPID and host.euid == 0:
-        # All of the stage, so that a launcher can do it without a process in between; the new process does the rest.
-        builder.add(ops.Setns("init", CLONE_NEWPID), "/linux/namespaces")
-        stage = builder.take_steps()
-        flags &= ~CLONE_NEWPID
-    if affinity.initial:
-        builder.add(ops.CpuAffinity(process.cpus(affinity.initial)), "/execCPUAffinity/initial")
-    _add_birth(builder, "", wanted, options.cgroup_slots)
-    if flags:
-        builder.add(ops.Setns("init", flags), "/linux/namespaces")
-    if flags & CLONE_NEWPID:  # an unprivileged caller has to enter the user namespace first
-        stage = builder.take_steps()
-    if flags & CLONE_NEWUSER:
-        builder.add(ops.BecomeRoot())
+    stage = _add_container(builder, wanted, flags, options.cgroup_slots)
     _add_keyring(builder, wanted, options)
     process.add_stdio(builder, "", wanted, console_device=False)
     if wanted.apparmor_profile:
@@ -101,10 +83,8 @@ def compile_exec(document: model.Process, spec: model.Spec, host: HostFacts, opt
         linux=spec.linux,
         user_namespace=bool(flags & CLONE_NEWUSER),
         groups=not namespaces.denies_setgroups(spec.linux, host),
-        umask=DEFAULT_UMASK if wanted.user.umask is None else wanted.user.umask,
-        preserve_fds=options.preserve_fds,
-        death_signal=options.death_signal,
-        seccomp_cache=options.seccomp_cache,
+        umask=process.DEFAULT_UMASK if wanted.user.umask is None else wanted.user.umask,
+        options=options,
     )
     process.add_scheduling(builder, plan)
     if affinity.final or not affinity.initial:
@@ -119,13 +99,7 @@ def compile_exec(document: model.Process, spec: model.Spec, host: HostFacts, opt
         clone=0,
         stage=stage,
         steps=builder.take_steps(),
-        namespaces=(),
-        trees=(),
-        uid_map=(),
-        gid_map=(),
-        deny_setgroups=False,
         rlimits=process.rlimits(wanted),
-        hooks_prestart=(),
         warnings=tuple(builder.warnings),
     )
 
@@ -142,6 +116,28 @@ def _add_start(
     stage = builder.take_steps()
     _add_birth(builder, "/process", spec.process, cgroup_slots)
     namespaces.add_joins(builder, layout, ~CLONE_NEWPID)
+    return stage
+
+
+def _add_container(
+    builder: Builder, wanted: model.Process, flags: int, cgroup_slots: tuple[str, ...]
+) -> tuple[ops.Step, ...]:
+    """Cgroups and namespaces of a container that runs; returns the steps of the stage."""
+    stage: tuple[ops.Step, ...] = ()
+    if flags & CLONE_NEWPID and builder.host.euid == 0:
+        # All of the stage, so that a launcher can do it without a process in between; the new process does the rest.
+        builder.add(ops.Setns("init", CLONE_NEWPID), "/linux/namespaces")
+        stage = builder.take_steps()
+        flags &= ~CLONE_NEWPID
+    if wanted.exec_cpu_affinity and wanted.exec_cpu_affinity.initial:
+        builder.add(ops.CpuAffinity(process.cpus(wanted.exec_cpu_affinity.initial)), "/execCPUAffinity/initial")
+    _add_birth(builder, "", wanted, cgroup_slots)
+    if flags:
+        builder.add(ops.Setns("init", flags), "/linux/namespaces")
+    if flags & CLONE_NEWPID:  # an unprivileged caller has to enter the user namespace first
+        stage = builder.take_steps()
+    if flags & CLONE_NEWUSER:
+        builder.add(ops.BecomeRoot())
     return stage
 
 

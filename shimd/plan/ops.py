@@ -440,11 +440,11 @@ class Plan(NamedTuple):
     clone: int
     stage: tuple[Step, ...]
     steps: tuple[Step, ...]
-    namespaces: tuple[NamespaceFile, ...]
-    trees: tuple[TreeSource, ...]
-    uid_map: tuple[IdMap, ...]
-    gid_map: tuple[IdMap, ...]
-    deny_setgroups: bool
-    rlimits: tuple[Rlimit, ...]
-    hooks_prestart: tuple[HookSpec, ...]
-    warnings: tuple[str, ...]
+    namespaces: tuple[NamespaceFile, ...] = ()
+    trees: tuple[TreeSource, ...] = ()
+    uid_map: tuple[IdMap, ...] = ()
+    gid_map: tuple[IdMap, ...] = ()
+    deny_setgroups: bool = False
+    rlimits: tuple[Rlimit, ...] = ()
+    hooks_prestart: tuple[HookSpec, ...] = ()
+    warnings: tuple[str, ...] = ()

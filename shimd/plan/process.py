@@ -10,7 +10,10 @@ from shimd.oci import model
 from shimd.oci.values import cpu_list
 from shimd.plan import ops
 from shimd.plan.builder import Builder
+from shimd.plan.options import CompileOptions, ExecOptions
 from shimd.plan.seccomp import compile_filter
+
+DEFAULT_UMASK = 0o022
 
 # Of x86 and arm, see getrlimit(2).
 _RLIMITS = {
@@ -62,8 +65,8 @@ _PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
 
 
 class ProcessPlan(NamedTuple):
-    """A process and what surrounds it. ``at`` is the JSON pointer of the process in its document; ``groups`` False:
-    setgroups(2) is denied. ``umask`` None leaves the one that is set.
+    """A process and what surrounds it. ``at`` is the JSON pointer of the process in its document, ``linux`` the
+    container's; ``groups`` False: setgroups(2) is denied. ``umask`` None leaves the one that is set.
     """
 
     at: str
@@ -72,9 +75,7 @@ class ProcessPlan(NamedTuple):
     user_namespace: bool
     groups: bool
     umask: int | None
-    preserve_fds: int
-    death_signal: int
-    seccomp_cache: str
+    options: CompileOptions | ExecOptions
 
 
 def add_stdio(builder: Builder, at: str, process: model.Process, *, console_device: bool) -> None:
@@ -132,8 +133,8 @@ def add_program(builder: Builder, plan: ProcessPlan) -> None:
 
 
 def add_execute(builder: Builder, plan: ProcessPlan) -> None:
-    builder.add(ops.CloseFds(plan.preserve_fds))
-    builder.add(ops.ResetSignals(plan.death_signal))
+    builder.add(ops.CloseFds(plan.options.preserve_fds))
+    builder.add(ops.ResetSignals(plan.options.death_signal))
     if plan.process.no_new_privileges:
         add_filter(builder, plan)
     builder.add(ops.Execute(), f"{plan.at}/args")
@@ -142,7 +143,7 @@ def add_execute(builder: Builder, plan: ProcessPlan) -> None:
 def add_filter(builder: Builder, plan: ProcessPlan) -> None:
     profile = plan.linux.seccomp
     if profile is not None:
-        compiled = compile_filter(profile, builder.host, cache=plan.seccomp_cache)
+        compiled = compile_filter(profile, builder.host, cache=plan.options.seccomp_cache)
         builder.warnings += compiled.warnings
         builder.add(ops.Seccomp(compiled.flags, compiled.program), "/linux/seccomp")
 

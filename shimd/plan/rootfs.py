@@ -13,6 +13,7 @@ from shimd.plan.mount_options import PROPAGATION
 from shimd.plan.mounts import MountCompiler, has_own_dev
 from shimd.plan.namespaces import Layout
 from shimd.plan.options import CompileOptions
+from shimd.plan.process import DEFAULT_UMASK
 
 
 def add_rootfs(builder: Builder, spec: model.Spec, options: CompileOptions, namespaces: Layout) -> None:
@@ -21,6 +22,7 @@ def add_rootfs(builder: Builder, spec: model.Spec, options: CompileOptions, name
     user_namespace = bool(namespaces.all & CLONE_NEWUSER)
     if namespaces.new & CLONE_NEWNET:
         builder.add(ops.LoopbackUp())
+    builder.add(ops.Umask(DEFAULT_UMASK))  # before the first directory is made
     # Without privileges the runtime cannot open trees; but then the files are init's own to reach.
     pass_trees = user_namespace and host.euid == 0
     if pass_trees:
@@ -56,7 +58,6 @@ def add_finish(builder: Builder, spec: model.Spec) -> None:
         builder.add(operation, origin)
     if spec.root.readonly:
         builder.add(ops.FinalizeReadonly("/"), "/root/readonly")
-    builder.add(ops.Umask(0o022))
     if spec.hostname:
         builder.add(ops.Hostname(spec.hostname), "/hostname")
     if spec.domainname:

@@ -98,6 +98,8 @@ def loads(data: bytes) -> tuple[ops.Step, ...]:
         raise InternalError(f"decode plan: {e}") from e
     if version != WIRE_VERSION:
         raise InternalError(f"decode plan: its version is {version}, this process understands {WIRE_VERSION}")
+    if type(rows) is not tuple:
+        raise InternalError("decode plan: no list of steps")
     return tuple([_step(row) for row in rows])
 
 
