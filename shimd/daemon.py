@@ -34,6 +34,8 @@ from shimd.host.doctor import doctor
 from shimd.host.facts import HostFacts, probe
 from shimd.keeper.client import KeeperClient, spawn_keeper
 from shimd.oci.features import features
+from shimd.plan.mount_options import OPTION_NAMES
+from shimd.plan.seccomp import libseccomp_version
 from shimd.rpc.front import Front
 from shimd.rpc.grpc import Service, build_server, set_serving
 from shimd.runtime.container import Runtime
@@ -231,7 +233,9 @@ class Daemon:
 
 def _features(host: HostFacts) -> runtime_pb2.FeaturesResponse:
     return runtime_pb2.FeaturesResponse(
-        features=json.dumps(features(host, version=_version())).encode(),
+        features=json.dumps(
+            features(host, version=_version(), libseccomp=libseccomp_version(), mount_options=OPTION_NAMES)
+        ).encode(),
         findings=[runtime_pb2.Finding(name=f.name, ok=f.ok, reason=f.reason, remedy=f.remedy) for f in doctor(host)],
     )
 

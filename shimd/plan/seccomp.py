@@ -8,6 +8,7 @@ file, because a newer library knows more names.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 from errno import EEXIST, ENOSYS, EPERM
@@ -162,6 +163,17 @@ def _library() -> Any:
         "/linux/seccomp: config provided but seccomp is not supported: libseccomp is not installed",
         hint="install libseccomp2 and the Python module seccomp or pyseccomp",
     )
+
+
+def libseccomp_version() -> str:
+    """Such as "2.5.4"; "" where profiles cannot be compiled."""
+    try:
+        _library()
+        library = ctypes.CDLL("libseccomp.so.2")
+    except (OSError, Unimplemented):
+        return ""
+    library.seccomp_version.restype = ctypes.POINTER(ctypes.c_uint * 3)
+    return ".".join(map(str, library.seccomp_version().contents))
 
 
 def _compile(profile: model.Seccomp) -> Program:

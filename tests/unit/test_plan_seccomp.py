@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import time
 from functools import lru_cache
@@ -395,6 +396,7 @@ def test_without_libseccomp_a_profile_is_refused(
     monkeypatch.setitem(sys.modules, "pyseccomp", None)
     with pytest.raises(Unimplemented, match="seccomp is not supported"):
         program(deny_all_but(allow("read")))
+    assert seccomp.libseccomp_version() == ""
 
 
 @needs_profile
@@ -405,6 +407,10 @@ def test_a_known_profile_costs_microseconds() -> None:
     for _ in range(100):
         seccomp.compile_filter(wanted, HOST)
     assert (time.perf_counter() - began) / 100 < 100e-6  # 3 µs; the margin is for busy machines
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"2\.\d+\.\d+", seccomp.libseccomp_version())
 
 
 def test_profiles_are_json_all_the_way() -> None:
