@@ -252,7 +252,8 @@ class Lifecycle:
             self._on_exit(process, held)
 
     def _start_failed(self, process: Process) -> None:
-        if process.exec_id and not process.exited.done():
+        if process.exec_id:
+            process.exit_held = None  # of a process that never became the program
             process.exited.set_result(Exit(process.id, 0, _START_FAILED << 8, time.time_ns(), 0, 0, 0))
             self._publish_held_init_exit(process.container)
         self._started(process)
