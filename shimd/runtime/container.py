@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from shimd.cgroups.manager import from_state
 from shimd.cgroups.stats import Stats
-from shimd.errors import NotFound, RuntimeFailure, ShimdError
+from shimd.errors import FailedPrecondition, NotFound, RuntimeFailure, ShimdError
 from shimd.host.facts import HostFacts
 from shimd.linux.process import pidfd_open
 from shimd.oci.model import Process, Resources
@@ -146,15 +146,20 @@ class Runtime:
         return tuple(sorted(_subdirectories(self.env.state_root)))
 
     def remove_stray(self, container_id: str, *, namespace: str = "") -> None:
-        """Remove a state directory that a creator which was killed has left without a state file; NotFound when there
-        is none.
+        """Remove a state directory without a usable state file, which a creator that was killed has left. NotFound when
+        there is none, FailedPrecondition when it is that of a container.
         """
         check_id("container", container_id)
-        directory = StateDir.open(self.env.state_root, namespace, container_id)
-        try:
+        with StateDir.open(self.env.state_root, namespace, container_id) as directory:
+            try:
+                directory.load()
+            except (NotFound, RuntimeFailure):
+                pass
+            else:
+                raise FailedPrecondition(f"container {container_id} exists")
+            if directory.is_being_made():
+                raise FailedPrecondition(f"container {container_id} is still being created")
             directory.remove()
-        finally:
-            directory.close()
 
     # ---- controlling -----------------------------------------------------------------------------------------------
 

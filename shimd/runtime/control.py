@@ -20,11 +20,13 @@ from shimd.runtime.status import Operation, Status, check
 
 
 def derive_status(container: Container) -> Status:
-    """From the freezer, the process and the start socket, in runc's order; nothing stored is trusted."""
-    if container.cgroup.frozen():
-        return Status.PAUSED
+    """From the process, the freezer and the start socket; nothing stored is trusted. A frozen container is paused,
+    created or not, as long as its init lives: a cgroup v2 stays frozen when all in it are dead.
+    """
     if not is_alive(container):
         return Status.STOPPED
+    if container.cgroup.frozen():
+        return Status.PAUSED
     return Status.CREATED if container.directory.exists(START_SOCKET) else Status.RUNNING
 
 

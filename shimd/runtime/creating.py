@@ -25,7 +25,7 @@ from shimd.runtime.bundle import find_rootfs, read_config
 from shimd.runtime.dialogue import InitDied, Outcome, converse
 from shimd.runtime.launch import Launched, LaunchRequest
 from shimd.runtime.model import Container, CreateOptions, Environment, Phases, Stdio, launch_name
-from shimd.runtime.process import cgroup_view, hook_state, set_rlimits, was_oom_killed, write_maps
+from shimd.runtime.process import cgroup_view, error_text, hook_state, set_rlimits, was_oom_killed, write_maps
 from shimd.runtime.state import CONFIG_FILE, EXIT_FILE, STATE_FILE, ContainerState, StateDir, check_id, dumps, timestamp
 from shimd.runtime.undo import Undo
 
@@ -60,7 +60,7 @@ def create(
     try:
         return creation.run(config)
     except OSError as error:
-        unwound = RuntimeFailure(f"create container {container_id}: {error.filename or ''}: {error.strerror}")
+        unwound = RuntimeFailure(f"create container {container_id}: {error_text(error)}")
         undo.unwind(unwound)
         raise unwound from error
     except BaseException as error:
@@ -133,6 +133,9 @@ class _Creation:
         cgroup = manager(self.env.host, cgroups_path=path, container_id=name)
         cgroup.create(self.spec.linux.resources)
         self.undo.push("remove the cgroup", cgroup.destroy)
+        owner = cgroup_owner(self.spec)
+        if owner is not None:
+            cgroup.delegate(owner)
         return cgroup
 
     def compile(self, slots: binding.Slots) -> Plan:
@@ -244,7 +247,7 @@ class _Creation:
     def finish(self, outcome: Outcome) -> Container:
         if not self.options.gate:
             self.run_hooks("poststart", self.spec.hooks.poststart, "running")
-        self.cgroup.close()
+        self.directory.finished()
         return Container(
             self.state,
             self.directory,
@@ -268,6 +271,20 @@ class _Creation:
             problems = hooks.run_hooks_through("poststop", hook_specs(self.poststop), state, cwd=self.bundle)
             if problems:
                 raise RuntimeFailure("; ".join(problems))
+
+
+def cgroup_owner(spec: Spec) -> int | None:
+    """The host's id of the user who gets a container's cgroup: one with users of its own and a writable view of it."""
+    linux = spec.linux
+    user, cgroup = linux.namespace("user"), linux.namespace("cgroup")
+    own = user is not None and user.path is None and cgroup is not None and cgroup.path is None
+    if not own or not any(entry.type == "cgroup" and "ro" not in entry.options for entry in spec.mounts):
+        return None
+    wanted = spec.process.user.uid
+    for entry in linux.uid_mappings:
+        if entry.container_id <= wanted < entry.container_id + entry.size:
+            return entry.host_id + wanted - entry.container_id
+    return None
 
 
 def namespace_paths(spec: Spec, pid: int) -> dict[str, str]:

@@ -5,9 +5,12 @@ repeated.
 from __future__ import annotations
 
 import os
+import signal
+from contextlib import suppress
 
-from shimd.errors import DeadlineExceeded
+from shimd.errors import DeadlineExceeded, ShimdError
 from shimd.linux.process import pidfd_send_signal
+from shimd.plan.ops import HookSpec
 from shimd.plan.rootfs import hook_specs
 from shimd.runtime.control import derive_status, is_alive
 from shimd.runtime.hooks import run_hooks_through
@@ -24,25 +27,33 @@ _KILL_TIMEOUT = 10.0  # seconds; only uninterruptible sleep in the kernel keeps 
 def delete(env: Environment, container: Container, *, force: bool) -> tuple[str, ...]:
     """See Runtime.delete."""
     check(Operation.FORCE_DELETE if force else Operation.DELETE, derive_status(container), container.id)
-    poststop = hook_specs(container.spec.hooks.poststop)
+    poststop, problems = _poststop_hooks(container)
     _end_processes(container)
     container.cgroup.destroy()
     env.launcher.forget(*_launch_names(container))
     container.directory.remove()
-    problems = []
     if poststop:
         state = hook_state(container.id, Status.STOPPED.value, 0, container.bundle, container.state.annotations)
-        problems = run_hooks_through("poststop", poststop, state, cwd=container.bundle)
+        problems += run_hooks_through("poststop", poststop, state, cwd=container.bundle)
     # After the hooks, which may want to see what the container has left.
     unmount_rootfs(container.bundle, container.state.rootfs_mounts)
     container.close()
     return tuple(problems)
 
 
+def _poststop_hooks(container: Container) -> tuple[tuple[HookSpec, ...], list[str]]:
+    """And what is wrong, when the configuration cannot be read any more: that must not keep the container for ever."""
+    try:
+        return hook_specs(container.spec.hooks.poststop), []
+    except ShimdError as error:
+        return (), [f"poststop hooks are not run: {error}"]
+
+
 def _end_processes(container: Container) -> None:
     """Init, and whatever its death does not end. Raises DeadlineExceeded."""
     if is_alive(container):
-        pidfd_send_signal(container.pidfd, 9)
+        with suppress(ProcessLookupError):
+            pidfd_send_signal(container.pidfd, signal.SIGKILL)
         container.cgroup.wake_killed()
         if not wait_dead(container.pidfd, _KILL_TIMEOUT):
             raise DeadlineExceeded(f"container {container.id} is still alive {_KILL_TIMEOUT:.0f} s after SIGKILL")

@@ -20,7 +20,7 @@ from shimd.runtime.control import derive_status
 from shimd.runtime.dialogue import InitDied, Outcome, converse
 from shimd.runtime.launch import Launched, LaunchRequest
 from shimd.runtime.model import Container, Environment, ExecOptions, ExecProcess, Phases, Stdio, launch_name
-from shimd.runtime.process import set_rlimits, was_oom_killed, write_maps
+from shimd.runtime.process import error_text, set_rlimits, was_oom_killed, write_maps
 from shimd.runtime.state import EXEC_EXIT_SUFFIX, check_id
 from shimd.runtime.status import Operation, check
 from shimd.runtime.undo import Undo
@@ -37,7 +37,7 @@ def exec_process(
     try:
         return _Execution(env, container, exec_id, process, stdio, options, undo).run()
     except OSError as error:
-        failure = RuntimeFailure(f"exec in container {container.id}: {error.filename or ''}: {error.strerror}")
+        failure = RuntimeFailure(f"exec in container {container.id}: {error_text(error)}")
         undo.unwind(failure)
         raise failure from error
     except BaseException as error:

@@ -8,7 +8,7 @@ import select
 from collections.abc import Iterable, Mapping, Sequence
 
 from shimd.cgroups.manager import CgroupManager
-from shimd.errors import RuntimeFailure
+from shimd.errors import RuntimeFailure, ShimdError
 from shimd.init.request import Launched
 from shimd.linux.process import prlimit
 from shimd.oci import statejson
@@ -61,9 +61,18 @@ def is_dead(pidfd: int) -> bool:
     return bool(poller.poll(0))
 
 
+def error_text(error: OSError) -> str:
+    """The path, where the error has one, and the text of its number."""
+    text = error.strerror or str(error)
+    return f"{error.filename}: {text}" if error.filename else text
+
+
 def was_oom_killed(cgroup: CgroupManager) -> bool:
-    """Whether a process of the cgroup has ever been killed for want of memory."""
-    memory = cgroup.stats().memory
+    """Whether a process of the cgroup has ever been killed for want of memory; False when nobody can tell."""
+    try:
+        memory = cgroup.stats().memory
+    except (OSError, ShimdError):
+        return False
     return bool(memory.oom_kill or memory.events.get("oom_kill"))
 
 

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from typing import Any, NamedTuple
 
 from shimd.errors import AlreadyExists, InvalidArgument, NotFound, RuntimeFailure
@@ -141,7 +142,21 @@ class StateDir:
             return cls.reserve(root, namespace, container_id)
         except FileExistsError:
             raise AlreadyExists(f"container with given ID already exists: {container_id}") from None
-        return cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        directory = cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        flock(directory.fd, LOCK_EX)
+        return directory
+
+    def finished(self) -> None:
+        """The container is made. Until then a lock tells it from what a creator that died has left."""
+        flock(self.fd, LOCK_UN)
+
+    def is_being_made(self) -> bool:
+        try:
+            flock(self.fd, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            return True
+        self.finished()
+        return False
 
     @classmethod
     def open(cls, root: str, namespace: str, container_id: str) -> StateDir:
@@ -158,18 +173,29 @@ class StateDir:
         if fd >= 0:
             os.close(fd)
 
+    def __enter__(self) -> StateDir:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
     def write(self, name: str, data: bytes) -> None:
         """Write a file of mode 0600, by rename."""
-        temporary = f".{name}.new"
-        fd = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self.fd
-        )
+        self.prepare(name, data)
+        self.commit(name)
+
+    def prepare(self, name: str, data: bytes) -> None:
+        """The first half of ``write``: all that takes time. Nobody sees the file before ``commit``."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(_temporary(name), flags, 0o600, dir_fd=self.fd)
         try:
             while data:
                 data = data[os.write(fd, data) :]
         finally:
             os.close(fd)
-        os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def commit(self, name: str) -> None:
+        os.rename(_temporary(name), name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def read(self, name: str, limit: int) -> bytes:
         """Read a file of at most ``limit`` bytes; FileNotFoundError passes."""
@@ -210,6 +236,10 @@ class StateDir:
             else:
                 return
         raise RuntimeFailure(f"remove {self.path}: {last.strerror}") from last
+
+
+def _temporary(name: str) -> str:
+    return f".{name}.new"
 
 
 def read_file(path: str, limit: int) -> bytes:

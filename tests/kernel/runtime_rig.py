@@ -16,6 +16,7 @@ from shimd.oci.read import read_process
 from shimd.runtime.container import Container, CreateOptions, ExecOptions, ExecProcess, Runtime, Stdio
 from shimd.runtime.direct import DirectLauncher
 from shimd.runtime.launch import KeeperLauncher, Launcher
+from shimd.runtime.model import DEFAULT_EXEC, NO_STDIO
 from tests.support import wait
 from tests.support.bundle import make_bundle
 
@@ -57,7 +58,7 @@ class Rig:
         self.bundle = place / "bundle"
         self._exits: dict[str, int] = {}
 
-    def create(self, spec: dict[str, Any], *, stdio: Stdio = Stdio(), **options: Any) -> Container:  # noqa: B008
+    def create(self, spec: dict[str, Any], *, stdio: Stdio = NO_STDIO, **options: Any) -> Container:
         make_bundle(self.bundle, spec)
         return self.runtime.create(self.id, str(self.bundle), stdio=stdio, options=CreateOptions(**options))
 
@@ -66,9 +67,9 @@ class Rig:
         container: Container,
         *args: str,
         name: str = "x",
-        stdio: Stdio = Stdio(),
-        options: ExecOptions = ExecOptions(),
-        **fields: Any,  # noqa: B008,E501
+        stdio: Stdio = NO_STDIO,
+        options: ExecOptions = DEFAULT_EXEC,
+        **fields: Any,
     ) -> ExecProcess:
         document = {"args": args, "cwd": "/", "env": ["PATH=/bin:/usr/bin:/sbin"], **fields}
         process: Process = read_process(json.dumps(document).encode())

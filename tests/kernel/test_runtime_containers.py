@@ -17,6 +17,7 @@ from shimd.oci.read import read_resources
 from shimd.runtime.container import ExecOptions
 from shimd.runtime.direct import DirectLauncher
 from shimd.runtime.rootfs import RootfsMount
+from shimd.runtime.state import StateDir
 from shimd.runtime.status import Status
 from tests.kernel.runtime_rig import Rig, keeper_launcher
 from tests.support import wait
@@ -190,6 +191,30 @@ def test_a_stray_directory_is_no_container_and_can_be_removed(direct: Rig) -> No
     assert not direct.state_dir().exists()
     with pytest.raises(NotFound):
         direct.runtime.remove_stray(direct.id)
+
+
+def test_a_directory_in_use_is_not_removed_as_a_stray(direct: Rig) -> None:
+    container = direct.create(sleeper())
+    with pytest.raises(FailedPrecondition, match="exists"):
+        direct.runtime.remove_stray(direct.id)
+    (direct.state_dir() / "state.json").unlink()
+    with StateDir.reserve(str(direct.place / "state"), "", "making") as making:
+        with pytest.raises(FailedPrecondition, match="still being created"):
+            direct.runtime.remove_stray("making")
+        making.remove()
+    container.directory.save(container.state)
+    direct.end(container)
+
+
+def test_a_container_whose_configuration_is_lost_can_be_deleted(direct: Rig) -> None:
+    container = direct.create(sleeper(), gate=False)
+    direct.runtime.kill(container, signal.SIGKILL)
+    direct.wait(container)
+    container.close()
+    (direct.state_dir() / "config.json").write_text("{")
+    problems = direct.runtime.delete(direct.runtime.load(direct.id))
+    assert problems[0].startswith("poststop hooks are not run: config.json")
+    assert not direct.state_dir().exists()
 
 
 # ---- exec ------------------------------------------------------------------------------------------------------------
@@ -469,7 +494,7 @@ def test_a_malformed_configuration_leaves_nothing(direct: Rig) -> None:
 def test_a_rootfs_that_is_missing_or_a_link(direct: Rig) -> None:
     spec = sleeper()
     spec["root"]["path"] = "nowhere"
-    with pytest.raises(InvalidArgument, match="invalid rootfs: .*No such file"):
+    with pytest.raises(InvalidArgument, match=r"invalid rootfs: .*No such file"):
         direct.create(spec)
     (direct.bundle / "nowhere").symlink_to("../rootfs")
     with pytest.raises(InvalidArgument, match="symlink"):
