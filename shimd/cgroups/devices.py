@@ -8,6 +8,7 @@ default and a set of exceptions, so the sequence is played through a model of th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -81,8 +82,12 @@ def access_text(mask: int) -> str:
     return "".join(letter for letter, bit in _LETTERS if mask & bit)
 
 
-def wanted(configured: Iterable[DeviceRule]) -> Access:
-    """What a container may do: its configuration's rules, then the defaults. Raises InvalidSpec."""
+@functools.lru_cache(maxsize=32)
+def wanted(configured: tuple[DeviceRule, ...]) -> Access:
+    """What a container may do: its configuration's rules, then the defaults. Raises InvalidSpec.
+
+    Remembered, as most containers of a machine have the same few lists; callers do not change what they get.
+    """
     return emulate([*map(_from_config, configured), *DEFAULT_RULES])
 
 

@@ -214,6 +214,11 @@ def write_error(err: OSError, value: str) -> RuntimeFailure:
     return RuntimeFailure(f'failed to write "{value}": {verb} {err.filename}: {errno_text(err)}')
 
 
+def open_error(attempt: str, err: OSError) -> RuntimeFailure:
+    """``enter the cgroup: open /sys/fs/cgroup/pids/x/tasks: no such file or directory``"""
+    return RuntimeFailure(f"unable to {attempt}: open {err.filename}: {errno_text(err)}")
+
+
 def make_directories(mount: str, relative: str) -> list[str]:
     """mkdir -p beneath ``mount``; the names that were made, outermost first.
 

@@ -21,6 +21,8 @@ from shimd.errors import FailedPrecondition, RuntimeFailure
 from shimd.linux import proc
 from shimd.oci.model import Resources
 
+Plan = dict[str, list[Write]]  # by controller
+
 
 class V1Manager:
     """See shimd.cgroups.manager.CgroupManager. ``tolerant``: groups that may not be made are left out (rootless,
@@ -83,7 +85,7 @@ class V1Manager:
             undo.pop_all()
         self._groups = tuple(kept)
 
-    def _plan(self, resources: Resources) -> dict[str, list[Write]]:
+    def _plan(self, resources: Resources) -> Plan:
         blkio = self._find("blkio") if resources.block_io.weight or resources.block_io.weight_device else None
         plan = resources_v1.writes(resources, bfq=blkio is not None and _uses_bfq(blkio.mount))
         for controller in plan:
@@ -91,7 +93,7 @@ class V1Manager:
                 raise RuntimeFailure(f"cannot set {controller} limit: container could not join or create cgroup")
         return plan
 
-    def _create_group(self, group: Group, plan: dict[str, list[Write]], access: devices.Access | None) -> bool:
+    def _create_group(self, group: Group, plan: Plan, access: devices.Access | None) -> bool:
         """False when the group is left out for want of permission."""
         try:
             made = files.make_directories(group.mount, group.path)
@@ -103,6 +105,15 @@ class V1Manager:
         fresh = group.path in made  # not so when somebody made it just now, below parents that we made
         if not fresh:
             self._refuse_used(group)
+        try:
+            self._fill_group(group, plan, access, made=made, fresh=fresh)
+        except OSError as err:
+            raise files.open_error("set up the cgroup", err) from err
+        return True
+
+    def _fill_group(
+        self, group: Group, plan: Plan, access: devices.Access | None, *, made: list[str], fresh: bool
+    ) -> None:
         writes = [item for controller in group.controllers for item in plan.get(controller, ())]
         if access is not None and "devices" in group.controllers:
             writes += _device_writes(group, access, fresh=fresh)
@@ -114,7 +125,6 @@ class V1Manager:
                 self._tasks.append(directory.open("tasks", os.O_WRONLY))
         elif group.controllers:
             self._tasks.append(files.open_file(group.mount, f"{group.path}/tasks", os.O_WRONLY))
-        return True
 
     def _refuse_used(self, group: Group) -> None:
         """A directory that was there already: no process may be in it, and it may not be frozen, or init would hang
@@ -176,7 +186,10 @@ class V1Manager:
         if unified is None:
             return -1
         path = self._exec_paths(init_pid, sub).get(unified.mount, unified.path)
-        return files.open_beneath(unified.mount, path)
+        try:
+            return files.open_beneath(unified.mount, path)
+        except OSError as err:
+            raise files.open_error("enter the cgroup", err) from err
 
     def _exec_paths(self, init_pid: int, sub: str) -> dict[str, str]:
         """Paths by mount, where they are not the container's own: a sub-cgroup, or where init is when ours was
@@ -196,7 +209,10 @@ class V1Manager:
             for group in self._groups:
                 if group.controllers:
                     path = paths.get(group.mount, group.path)
-                    fds.append(files.open_file(group.mount, f"{path}/tasks", os.O_WRONLY))
+                    try:
+                        fds.append(files.open_file(group.mount, f"{path}/tasks", os.O_WRONLY))
+                    except OSError as err:
+                        raise files.open_error("enter the cgroup", err) from err
                     undo.callback(os.close, fds[-1])
             undo.pop_all()
         return fds

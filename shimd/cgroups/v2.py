@@ -77,15 +77,9 @@ class V2Manager:
         writes = resources_v2.writes(resources, bfq=uses_bfq)
         unified = resources_v2.unified(resources.unified)
         access = devices.wanted(resources.devices)
-        try:
-            self._made = files.make_directories(group.mount, group.path)
-        except OSError as err:
-            if self._tolerant and err.errno in NO_PERMISSION and not writes and not unified:
-                self._group_or_none = None
-                return
-            hint = "rootless needs no limits + no cgrouppath when no permission is granted for cgroups: "
-            prefix = hint if self._tolerant and err.errno in NO_PERMISSION else ""
-            raise RuntimeFailure(f"{prefix}mkdir {err.filename}: {files.errno_text(err)}") from err
+        if not self._make(optional=not writes and not unified):
+            self._group_or_none = None
+            return
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo_create)
             with self._open() as directory:
@@ -96,6 +90,19 @@ class V2Manager:
                 device_filter.attach(directory.fd, access, fresh=fresh, optional=self._in_userns)
                 self._apply_unified(directory, unified)
             undo.pop_all()
+
+    def _make(self, *, optional: bool) -> bool:
+        """False when the container is to do without a cgroup."""
+        try:
+            self._made = files.make_directories(self._group.mount, self._group.path)
+        except OSError as err:
+            reason = f"mkdir {err.filename}: {files.errno_text(err)}"
+            if self._tolerant and err.errno in NO_PERMISSION:
+                if optional:
+                    return False
+                reason = f"no permission to make a cgroup, which limits or a cgroupsPath need: {reason}"
+            raise RuntimeFailure(reason) from err
+        return True
 
     def _refuse_used(self, directory: Directory) -> None:
         """A directory that was there already: no process may be in it, and it may not be frozen, or init would hang
@@ -170,7 +177,7 @@ class V2Manager:
         return []
 
     def cgroup_fd(self) -> int:
-        return files.open_beneath(self._group.mount, self._group.path) if self._group_or_none else -1
+        return self._open_entry(self._group.path) if self._group_or_none else -1
 
     def exec_procs(self, init_pid: int, sub: str = "") -> list[int]:
         """None: the process is born in its cgroup."""
@@ -180,7 +187,13 @@ class V2Manager:
         if self._group_or_none is None:
             return -1
         path = sub_path(self._group, sub) if sub else self._path_of_init(init_pid)
-        return files.open_beneath(self._group.mount, path)
+        return self._open_entry(path)
+
+    def _open_entry(self, path: str) -> int:
+        try:
+            return files.open_beneath(self._group.mount, path)
+        except OSError as err:
+            raise files.open_error("enter the cgroup", err) from err
 
     def _path_of_init(self, init_pid: int) -> str:
         """The container's cgroup, unless it cannot take processes: an init like systemd moves itself to a cgroup

@@ -14,6 +14,7 @@ from shimd.errors import FailedPrecondition, RuntimeFailure
 from shimd.host.facts import HostFacts, probe
 from shimd.oci.model import BlockIo, Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources, ThrottleDevice
 from tests.kernel.cgroup_member import OUTSIDE, Member, Way, eat, fork_children, member, reaper, way_into, way_of_exec
+from tests.kernel.child import run_in_child
 from tests.support import wait
 from tests.support.requires import lack, requires
 from tests.support.session import TAG
@@ -373,6 +374,66 @@ def nest(path: str, depth: int, pid: int) -> None:
     with open(os.open("cgroup.procs", os.O_WRONLY, dir_fd=fd), "w") as procs:
         procs.write(str(pid))
     os.close(fd)
+
+
+class TestExec:
+    def test_joins_the_container(self, make: Make) -> None:
+        cgroup = make(resources=Resources())
+        with (
+            member(way_into(cgroup)) as init,
+            member(way_of_exec(cgroup, init.pid)) as process,
+        ):
+            assert cgroup.pids() == sorted([init.pid, process.pid])
+
+    def test_follows_an_init_whose_cgroup_was_taken_away(self, make: Make) -> None:
+        cgroup, other = make("a", Resources()), make("b", Resources())
+        with member(way_into(cgroup)) as init:
+            other.apply(init.pid)
+            cgroup.destroy()
+            with member(way_of_exec(cgroup, init.pid)) as process:
+                assert other.pids() == sorted([init.pid, process.pid])
+
+    def test_missing_sub_cgroup(self, make: Make) -> None:
+        cgroup = make(resources=Resources())
+        with pytest.raises(RuntimeFailure, match=r"unable to enter the cgroup: open .*/a/sub/tasks: no such file"):
+            cgroup.exec_procs(1, "sub")
+
+
+class TestWithoutPermission:
+    """As a rootless caller, whom the hierarchies do not belong to."""
+
+    @staticmethod
+    def as_nobody(check: Callable[[HostFacts], None]) -> None:
+        host = probe()._replace(euid=65534)
+
+        def drop() -> None:
+            os.setresuid(65534, 65534, 65534)
+            check(host)
+
+        run_in_child(drop)
+
+    def test_no_limits_and_no_path_is_no_cgroup(self) -> None:
+        def check(host: HostFacts) -> None:
+            cgroup = manager(host, cgroups_path="", container_id=TAG)
+            cgroup.create(Resources())
+            assert cgroup.paths == {}
+            assert cgroup.open_procs() == []
+            assert cgroup.cgroup_fd() == -1
+            with pytest.raises(FailedPrecondition, match="no freezer cgroup"):
+                cgroup.freeze()
+            assert from_state(host, cgroup.to_state()).paths == {}
+            cgroup.destroy()
+
+        self.as_nobody(check)
+
+    @pytest.mark.parametrize(("path", "limit"), [("", 5), (TOP, None)])
+    def test_limits_or_a_path_are_an_error(self, path: str, limit: int | None) -> None:
+        def check(host: HostFacts) -> None:
+            cgroup = manager(host, cgroups_path=path, container_id=TAG)
+            with pytest.raises(RuntimeFailure, match=r"mkdir .*: permission denied"):
+                cgroup.create(Resources(pids=Pids(limit)))
+
+        self.as_nobody(check)
 
 
 class TestUpdate:

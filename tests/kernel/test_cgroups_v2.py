@@ -274,6 +274,29 @@ def test_exec_joins_a_sub_cgroup(world: World) -> None:
 
 
 @on_v2
+def test_exec_into_a_missing_sub_cgroup(world: World) -> None:
+    cgroup = world.create()
+    with pytest.raises(RuntimeFailure, match=r"unable to enter the cgroup: open .*/a/sub: no such file"):
+        cgroup.exec_cgroup_fd(1, "sub")
+
+
+@on_v2
+def test_without_permission(world: World) -> None:
+    os.setresuid(65534, 65534, 0)
+    host = world.host._replace(euid=65534)
+    cgroup = manager(host, cgroups_path="", container_id=TAG)
+    cgroup.create(Resources())
+    assert cgroup.paths == {}
+    assert from_state(host, cgroup.to_state()).paths == {}
+    limits = Resources(unified={"cgroup.max.depth": "1"})
+    with pytest.raises(RuntimeFailure, match=r"no permission to make a cgroup, which limits or .* need: mkdir "):
+        manager(host, cgroups_path="", container_id=TAG).create(limits)
+    with pytest.raises(RuntimeFailure, match=r"mkdir .*: permission denied"):
+        manager(host, cgroups_path=TOP, container_id=TAG).create(Resources())
+    os.setresuid(0, 0, 0)
+
+
+@on_v2
 def test_exec_follows_an_init_that_moved_below(world: World) -> None:
     if not world.host.unified_controllers:
         return
