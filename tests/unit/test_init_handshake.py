@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import marshal
+import os
+from _socket import AF_UNIX, SOCK_SEQPACKET, SOCK_STREAM, socketpair
+
+import pytest
+
+from shimd.init import handshake
+from shimd.init.handshake import Failure, Message, ProtocolError
+from shimd.linux import fdpass
+
+FAILURE = Failure(3, "Mount", "/mounts/0", "mount tmpfs on /x", 22, "Invalid argument")
+
+
+def test_messages_survive_the_way() -> None:
+    assert handshake.decode(handshake.encode_sync("ready")) == Message("sync", "ready")
+    assert handshake.decode(handshake.encode_warning("careful")) == Message("warning", "careful")
+    assert handshake.decode(handshake.CREATED) == Message("created")
+    assert handshake.decode(handshake.encode_failure(FAILURE)) == Message("error", "Invalid argument", FAILURE)
+    assert handshake.decode(b"") == Message("eof")
+
+
+def test_long_texts_are_cut_to_what_a_reader_takes() -> None:
+    data = handshake.encode_failure(FAILURE._replace(text="x" * 100_000))
+    assert len(data) < handshake.MAX_MESSAGE
+    failure = handshake.decode(data).failure
+    assert failure is not None
+    assert len(failure.text) == handshake.MAX_TEXT
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"not marshal",
+        b"\0",
+        marshal.dumps("sync"),
+        marshal.dumps(("sync",)),
+        marshal.dumps(("sync", 3)),
+        marshal.dumps(("unheard of",)),
+        marshal.dumps(("error", "3", "Mount", "", "", 0, "")),
+        marshal.dumps(("error", 3, "Mount")),
+        handshake.encode_failure(FAILURE)[:-4],
+    ],
+)
+def test_anything_else_is_refused(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        handshake.decode(data)
+
+
+def test_failure_reads_as_attempt_and_reason() -> None:
+    assert str(FAILURE) == "mount tmpfs on /x: Invalid argument"
+    assert str(FAILURE._replace(attempt="", text='exec: "x": permission denied')) == 'exec: "x": permission denied'
+
+
+def test_console_message_carries_the_master() -> None:
+    mine, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+    read_end, write_end = os.pipe()
+    fdpass.send(theirs, handshake.encode_console(), [write_end])
+    message = handshake.receive(mine)
+    os.write(message.fd, b"x")
+    assert os.read(read_end, 1) == b"x"
+    for fd in (read_end, write_end, message.fd):
+        os.close(fd)
+    for sock in (mine, theirs):
+        sock.close()
+
+
+def test_descriptors_that_do_not_belong_to_a_message_are_closed() -> None:
+    mine, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+    read_end, write_end = os.pipe()
+    fdpass.send(theirs, handshake.encode_sync("ready"), [write_end])
+    os.close(write_end)
+    assert handshake.receive(mine) == Message("sync", "ready")
+    assert os.read(read_end, 1) == b""
+    os.close(read_end)
+    for sock in (mine, theirs):
+        sock.close()
+
+
+def test_console_without_a_descriptor_is_refused() -> None:
+    mine, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+    theirs.send(handshake.encode_console())
+    with pytest.raises(ProtocolError):
+        handshake.receive(mine)
+    for sock in (mine, theirs):
+        sock.close()
+
+
+def answer(data: bytes) -> Failure | None:
+    mine, theirs = socketpair(AF_UNIX, SOCK_STREAM)
+    try:
+        theirs.send(data)
+        theirs.close()
+        return handshake.read_outcome(mine)
+    finally:
+        mine.close()
+
+
+def test_start_gate_tells_what_became_of_the_program() -> None:
+    assert answer(b"0") is None
+    assert answer(b"0" + handshake.encode_failure(FAILURE)) == FAILURE
+    with pytest.raises(handshake.NotStarted):
+        answer(b"")
+    with pytest.raises(ProtocolError):
+        answer(b"0" + handshake.CREATED)
+
+
+def test_start_of_what_is_gone(tmp_path: object) -> None:
+    with pytest.raises(handshake.NotStarted):
+        handshake.start(f"{tmp_path}/start.sock")
