@@ -23,6 +23,8 @@ STDOUT = 0
 STDERR = 1
 
 _QUEUE = 4  # chunks on their way to one client
+_KEPT_CHUNKS = 256
+_MERGED = 4096  # bytes up to which small chunks of one stream are put together
 
 
 class Chunk(NamedTuple):
@@ -40,6 +42,7 @@ class AttachPoint:
         self._outputs = {fd: stream for stream, fd in outputs.items()}
         self._stdin = stdin
         self._stdin_ready = asyncio.Event()
+        self._stdin_lock = asyncio.Lock()  # one client writes at a time: the loop knows one callback per descriptor
         self._ended = ended
         self._clients: set[Attachment] = set()
         self._kept: deque[Chunk] = deque()
@@ -79,15 +82,16 @@ class AttachPoint:
 
     async def write_stdin(self, data: bytes) -> None:
         """Returns when the pipe has taken all; what the process does not want to read any more is dropped."""
-        while data and self._stdin >= 0:
-            try:
-                data = data[os.write(self._stdin, data) :]
-            except BlockingIOError:
-                await self._writable()
-            except OSError as error:
-                if error.errno not in (errno.EPIPE, errno.EIO):
-                    raise
-                self.close_stdin()
+        async with self._stdin_lock:
+            while data and self._stdin >= 0:
+                try:
+                    data = data[os.write(self._stdin, data) :]
+                except BlockingIOError:
+                    await self._writable()
+                except OSError as error:
+                    if error.errno not in (errno.EPIPE, errno.EIO):
+                        raise
+                    self.close_stdin()
 
     def close_stdin(self) -> None:
         if self._stdin >= 0:
@@ -163,11 +167,18 @@ class AttachPoint:
             self._pause()
 
     def _keep(self, chunk: Chunk) -> None:
-        self._kept.append(chunk)
         self._kept_bytes += len(chunk.data)
-        while self._kept_bytes > KEPT_BYTES:
+        last = self._kept[-1] if self._kept else None
+        if last is not None and last.stream == chunk.stream and len(last.data) + len(chunk.data) <= _MERGED:
+            self._kept[-1] = last._replace(data=last.data + chunk.data)
+        else:
+            self._kept.append(chunk)
+        # The number counts as well: a chunk of one byte takes a hundred times as much memory.
+        while self._kept_bytes > KEPT_BYTES or len(self._kept) > _KEPT_CHUNKS:
             oldest = self._kept.popleft()
-            surplus = min(self._kept_bytes - KEPT_BYTES, len(oldest.data))
+            surplus = len(oldest.data)
+            if len(self._kept) < _KEPT_CHUNKS:
+                surplus = min(self._kept_bytes - KEPT_BYTES, surplus)
             self._kept_bytes -= surplus
             self._dropped += surplus
             if surplus < len(oldest.data):
