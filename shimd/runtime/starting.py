@@ -7,13 +7,13 @@ import signal
 from shimd.errors import FailedPrecondition, RuntimeFailure, ShimdError
 from shimd.init import handshake
 from shimd.plan.rootfs import hook_specs
-from shimd.runtime.control import derive_status, kill
+from shimd.runtime.control import derive_status, is_alive, kill
 from shimd.runtime.dialogue import InitFailed
 from shimd.runtime.hooks import run_hooks
 from shimd.runtime.model import Container, Phases
 from shimd.runtime.process import hook_state
 from shimd.runtime.state import START_SOCKET
-from shimd.runtime.status import Operation, check, refusal
+from shimd.runtime.status import Operation, Status, check, refusal
 
 
 def start(container: Container) -> None:
@@ -32,9 +32,13 @@ def _open_gate(container: Container) -> None:
     try:
         failure = handshake.start(f"/proc/self/fd/{directory.fd}/{START_SOCKET}")
     except handshake.NotStarted as error:
-        # Init has died since we looked, or another start was quicker.
-        text = refusal(Operation.START, derive_status(container), container.id)
-        raise FailedPrecondition(text or f"cannot start container {container.id}: {error}") from error
+        # Init has died since we looked, or another start was quicker. That one may have died before it took the socket
+        # away, which says that the container is created.
+        status = Status.STOPPED
+        if is_alive(container):
+            status = Status.RUNNING
+            directory.unlink(START_SOCKET)
+        raise FailedPrecondition(refusal(Operation.START, status, container.id)) from error
     except handshake.ProtocolError as error:
         raise RuntimeFailure(f"start container {container.id}: {error}") from error
     directory.unlink(START_SOCKET)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,31 @@ def test_a_second_start_is_refused(rig: Rig) -> None:
     with pytest.raises(FailedPrecondition, match="cannot start an already running container"):
         rig.runtime.start(container)
     rig.end(container)
+
+
+def test_of_two_starts_at_once_exactly_one_wins(rig: Rig) -> None:
+    rig.create(sleeper()).close()
+    outcomes: list[str] = []
+
+    def start() -> None:
+        with rig.runtime.load(rig.id) as container:
+            together.wait()
+            try:
+                rig.runtime.start(container)
+            except FailedPrecondition as error:
+                outcomes.append(str(error))
+            else:
+                outcomes.append("won")
+
+    together = threading.Barrier(3)
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("won") == 1
+    assert {text for text in outcomes if text != "won"} == {"cannot start an already running container"}
+    rig.end(rig.runtime.load(rig.id))
 
 
 def test_a_container_is_loaded_from_disk_and_operated_on(rig: Rig) -> None:
