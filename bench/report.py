@@ -31,6 +31,7 @@ def machine(versions: Mapping[str, str], *, quick: bool) -> dict[str, str]:
         "cgroups": _cgroup_mode(),
         "python": platform.python_version(),
         **versions,
+        "load before": f"{os.getloadavg()[0]:.1f}",
         "revision": _git("describe", "--always", "--dirty"),
         **({"rounds": "quick, so the figures mean little"} if quick else {}),
     }
