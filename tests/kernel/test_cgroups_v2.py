@@ -5,11 +5,10 @@ of the main controllers are tested in the virtual machine.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,79 +18,12 @@ from shimd.cgroups.ebpf import device_program
 from shimd.cgroups.manager import CgroupManager, from_state, manager
 from shimd.cgroups.v2 import V2Manager
 from shimd.errors import FailedPrecondition, RuntimeFailure
-from shimd.host.facts import HostFacts, probe
-from shimd.linux import bpf, mount
-from shimd.linux.process import CLONE_NEWNS
-from shimd.oci.model import BlockIo, Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources, ThrottleDevice
-from tests.kernel.cgroup_member import Member, Way, eat, fork_children, member, reaper, way_into, way_of_exec
-from tests.kernel.child import run_in_child
+from shimd.linux import bpf
+from shimd.oci.model import DeviceRule, HugepageLimit, Memory, Resources
+from tests.kernel.cgroup_member import Way, eat, fork_children, member, way_into, way_of_exec
+from tests.kernel.cgroup_world import MEBIBYTE, ROOT, TOP, World, on_v2, text
 from tests.support import wait
-from tests.support.requires import lack
 from tests.support.session import TAG
-
-TOP = f"/{TAG}"
-ROOT = "/sys/fs/cgroup"
-MEBIBYTE = 1 << 20
-
-Make = Callable[..., CgroupManager]
-
-
-class World:
-    """A machine with cgroup v2 alone, and managers below /TAG whose processes and cgroups end with the test."""
-
-    def __init__(self) -> None:
-        self.host: HostFacts = probe()
-        assert self.host.cgroup_mode == "v2"
-        self._made: list[CgroupManager] = []
-
-    def manager(self, name: str = "a") -> CgroupManager:
-        self._made.append(manager(self.host, cgroups_path=f"{TOP}/{name}", container_id=name))
-        return self._made[-1]
-
-    def create(self, name: str = "a", **resources: object) -> CgroupManager:
-        made = self.manager(name)
-        made.create(Resources(**resources))  # type: ignore[arg-type]  # checked by the model's own tests
-        return made
-
-    def close(self) -> None:
-        for item in self._made:
-            item.close()
-            item.kill()
-            item.destroy()
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(ROOT + TOP)
-
-
-@contextlib.contextmanager
-def _world() -> Iterator[World]:
-    if lack("cgroup-mode:v2"):
-        mount.umount2(ROOT, mount.MNT_DETACH)
-        mount.mount("cgroup2", ROOT, "cgroup2", 0)
-    with reaper():
-        world = World()
-        try:
-            yield world
-        finally:
-            world.close()
-
-
-def on_v2(test: Callable[..., None]) -> Callable[..., None]:
-    """Run the test in a child with mounts of its own, where ``world`` is its first argument."""
-
-    def run(*args: object, **kwargs: object) -> None:
-        def body() -> None:
-            with _world() as world:
-                test(world, *args, **kwargs)
-
-        run_in_child(body, CLONE_NEWNS)
-
-    functools.update_wrapper(run, test)
-    del run.__wrapped__  # type: ignore[attr-defined]  # pytest would ask for a fixture named world
-    return run
-
-
-def text(cgroup: CgroupManager, file: str) -> str:
-    return Path(cgroup.paths[""], file).read_text().strip()
 
 
 def programs(cgroup: CgroupManager) -> list[int]:
@@ -477,115 +409,6 @@ def test_stats_without_controllers(world: World) -> None:
         found = cgroup.stats()
     assert found.version == 2
     assert found.cpu.total > 0
-
-
-# ---- with the main controllers ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.lab
-@on_v2
-def test_limits(world: World) -> None:
-    cgroup = world.create(
-        "x/a",
-        memory=Memory(limit=64 * MEBIBYTE, swap=96 * MEBIBYTE, reservation=32 * MEBIBYTE),
-        cpu=Cpu(shares=2048, quota=50000, period=20000),
-        pids=Pids(17),
-    )
-    assert text(cgroup, "memory.max") == str(64 * MEBIBYTE)
-    assert text(cgroup, "memory.low") == str(32 * MEBIBYTE)
-    assert text(cgroup, "cpu.weight") == "174"
-    assert text(cgroup, "cpu.max") == "50000 20000"
-    assert text(cgroup, "pids.max") == "17"
-    cgroup.destroy()
-    os.rmdir(f"{ROOT}{TOP}/x")
-
-
-@pytest.mark.lab
-@on_v2
-def test_refused_limit_names_the_file(world: World) -> None:
-    throttle = BlockIo(throttle_read_bps_device=(ThrottleDevice(4000, 1, 10),))
-    with pytest.raises(RuntimeFailure) as caught:
-        world.create(block_io=throttle)
-    file = f"{ROOT}{TOP}/a/io.max"
-    assert str(caught.value) == f'failed to write "4000:1 rbps=10": write {file}: no such device'
-    assert not os.path.exists(ROOT + TOP)
-
-
-@pytest.mark.lab
-@on_v2
-def test_update(world: World) -> None:
-    current = Resources(memory=Memory(limit=64 * MEBIBYTE), cpu=Cpu(quota=50000, period=100000), pids=Pids(10))
-    cgroup = world.manager()
-    cgroup.create(current)
-    current = cgroup.update(current, Resources(memory=Memory(limit=32 * MEBIBYTE), cpu=Cpu(quota=20000)))
-    assert text(cgroup, "memory.max") == str(32 * MEBIBYTE)
-    assert text(cgroup, "cpu.max") == "20000 100000"
-    assert text(cgroup, "pids.max") == "10"
-    throttle = BlockIo(throttle_read_bps_device=(ThrottleDevice(4000, 1, 10),))
-    with pytest.raises(RuntimeFailure, match=r"io\.max"):
-        cgroup.update(current, Resources(memory=Memory(limit=16 * MEBIBYTE), block_io=throttle))
-    assert text(cgroup, "memory.max") == str(32 * MEBIBYTE)
-    cgroup.update(current, Resources(cpu=Cpu(idle=1)))
-    assert text(cgroup, "cpu.idle") == "1"
-    cgroup.update(current, Resources(cpu=Cpu(idle=0, shares=1024)))
-    assert text(cgroup, "cpu.weight") == "100"
-
-
-@pytest.mark.lab
-@on_v2
-def test_update_below_usage(world: World) -> None:
-    current = Resources(memory=Memory(limit=64 * MEBIBYTE))
-    cgroup = world.manager()
-    cgroup.create(current)
-    with member(way_into(cgroup), lambda: eat(20 * MEBIBYTE)):
-        change = Resources(memory=Memory(limit=MEBIBYTE, check_before_update=True))
-        with pytest.raises(RuntimeFailure, match=r"rejecting memory limit 1048576 < usage \d+"):
-            cgroup.update(current, change)
-
-
-@pytest.mark.lab
-@on_v2
-def test_stats(world: World) -> None:
-    cgroup = world.create(memory=Memory(limit=64 * MEBIBYTE), pids=Pids(10))
-    with member(way_into(cgroup), lambda: eat(8 * MEBIBYTE)):
-        found = cgroup.stats()
-    assert found.memory.usage.usage > 8 * MEBIBYTE
-    assert found.memory.usage.limit == 64 * MEBIBYTE
-    assert found.memory.raw["anon"] > 8 * MEBIBYTE
-    assert found.pids == (1, 10)
-
-
-@pytest.mark.lab
-@on_v2
-def test_oom_kills_are_counted_once_each(world: World) -> None:
-    cgroup = world.create(memory=Memory(limit=16 * MEBIBYTE, swap=16 * MEBIBYTE))
-    watch = cgroup.oom_watch()
-    assert watch.consume() == 0
-    for _ in range(2):
-        victim = Member(way_into(cgroup), lambda: eat(64 * MEBIBYTE))
-        kills = 0
-        while not kills:  # the file tells of other events too: limits that were hit
-            wait.readable(watch.fileno(), what="the OOM event")
-            kills = watch.consume()
-        assert kills == 1
-        assert victim.wait_end() == -signal.SIGKILL
-        victim.close()
-        assert watch.consume() == 0
-    assert cgroup.stats().memory.oom_kill == 2
-    cgroup.destroy()
-    assert watch.consume() == 0
-    watch.close()
-
-
-@pytest.mark.lab
-@on_v2
-def test_parent_with_processes_is_explained(world: World) -> None:
-    parent = world.create("p")
-    with (
-        member(way_into(parent)),
-        pytest.raises(RuntimeFailure, match="with domain controllers -- it is in an invalid state"),
-    ):
-        world.create("p/c", memory=Memory(limit=MEBIBYTE))
 
 
 def test_managers_without_a_cgroup() -> None:
