@@ -60,7 +60,7 @@ def _home_of(ctx: Context, uid: bytes) -> str:
             for line in lines if data else [rest]:
                 fields = line.split(b":")
                 if len(fields) > 5 and fields[2] == uid:
-                    return os.fsdecode(fields[5])
+                    return "" if b"\0" in fields[5] else os.fsdecode(fields[5])
             if not data:
                 return ""
     finally:

@@ -108,12 +108,19 @@ def set_up_stdio(ctx: Context, op: ops.Stdio) -> None:
 
 
 def _container_null(ctx: Context) -> int:
-    """-1 when the container has none; then it keeps what it was given."""
+    """-1 when the container has none; then it keeps what it was given. Looked at before it is opened, since opening
+    anything else may do harm, and after, since a process of the container could have put something else there.
+    """
     try:
         os.close(open_dev_null(ctx))
-        return open_in_root(ctx.root, "/dev/null", os.O_RDWR)
+        fd = open_in_root(ctx.root, "/dev/null", os.O_RDWR | os.O_NONBLOCK)
     except (OSError, StepFailed):
         return -1
+    if _is_null(fd):
+        os.set_blocking(fd, True)
+        return fd
+    os.close(fd)
+    return -1
 
 
 def _is_null(fd: int) -> bool:
