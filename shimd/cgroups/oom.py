@@ -1,6 +1,6 @@
 """Descriptors that become readable when the kernel kills for want of memory in a container's cgroup.
 
-cgroup v2: inotify on ``memory.events``, whose ``oom_kill`` counts the whole subtree. cgroup v1: an eventfd
+cgroup v2: epoll on ``memory.events``, whose ``oom_kill`` counts the whole subtree. cgroup v1: an eventfd
 registered with ``cgroup.event_control``. Both also fire when the cgroup is removed. The v1 event comes *before* the
 victim is chosen, so the counter may not have moved yet: then one kill is reported on credit, and the next growth of
 the counter is reduced by it.
@@ -8,14 +8,13 @@ the counter is reduced by it.
 
 from __future__ import annotations
 
-import contextlib
 import os
+import select
 from typing import Protocol
 
 from shimd.cgroups import files
 from shimd.cgroups.files import errno_text, open_directory
 from shimd.errors import RuntimeFailure
-from shimd.linux import inotify
 
 
 class Watch(Protocol):
@@ -113,21 +112,40 @@ class WatchV1(_Watch):
 
 
 class WatchV2(_Watch):
-    """Raises RuntimeFailure when there is no memory controller."""
+    """Raises RuntimeFailure when there is no memory controller.
+
+    By an epoll on the file, which reports changes as EPOLLPRI until the file is read again: of inotify instances a
+    user has 128 only, and root is no exception.
+    """
 
     _file = "memory.events"
 
     def _register(self) -> int:
-        fd = inotify.inotify_init1()
+        path = f"{self._mount}/{self._path}/{self._file}"
         try:
-            inotify.inotify_add_watch(fd, f"{self._mount}/{self._path}/{self._file}", inotify.IN_MODIFY)
+            self._events = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as err:
-            os.close(fd)
             raise RuntimeFailure(f"cannot watch for OOM kills: {err.filename}: {errno_text(err)}") from err
-        return fd
+        self._poll = select.epoll(flags=select.EPOLL_CLOEXEC)
+        self._poll.register(self._events, select.EPOLLPRI)
+        return self._poll.fileno()
 
     def consume(self) -> int:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                inotify.read_events(self._fd)
+        if self._events < 0:
+            return 0
+        try:
+            os.pread(self._events, 4096, 0)
+        except OSError:  # ENODEV: the cgroup was removed, which would be reported for ever
+            self._forget_file()
+            return 0
         return self._grown() or 0
+
+    def close(self) -> None:
+        self._forget_file()
+        self._poll.close()
+        self._fd = -1
+
+    def _forget_file(self) -> None:
+        if self._events >= 0:
+            os.close(self._events)
+            self._events = -1

@@ -22,7 +22,6 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 _RLIMIT_NOFILE = 7
 _ENOUGH_FILES = 65536
-_ENOUGH_INOTIFY = 1024
 _RETURN_ALLOW = bytes.fromhex("b7000000010000009500000000000000")  # r0 = 1; exit
 
 # What a missing controller costs, by its v2 name; the v1 name where it differs.
@@ -240,18 +239,6 @@ def _open_files(_: HostFacts) -> Finding:
     return _good(name, f"up to {hard}")
 
 
-def _inotify(facts: HostFacts) -> Finding:
-    name = "inotify instances"
-    limit = int(_sysctl("fs/inotify/max_user_instances") or 0)
-    if facts.cgroup_mode == "v2" and limit < _ENOUGH_INOTIFY:
-        return _lack(
-            name,
-            f"at most {limit}, and each container with a memory limit takes one to watch for OOM kills",
-            f"sysctl -w fs.inotify.max_user_instances={_ENOUGH_INOTIFY * 8}",
-        )
-    return _good(name, f"up to {limit}")
-
-
 def _loop_devices(_: HostFacts) -> Finding:
     if not os.path.exists("/dev/loop-control"):
         return _lack("loop devices", "no /dev/loop-control: images cannot be mounted as rootfs", "modprobe loop")
@@ -305,7 +292,6 @@ _CHECKS = (
     _overlayfs,
     _sys_resource,
     _open_files,
-    _inotify,
     _pidfd_exit,
     _loop_devices,
     _fuse,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shimd.linux import bpf, fdpass, inotify, loop, memfd, netlink, pipe, pty, selfexe
+from shimd.linux import bpf, fdpass, loop, memfd, netlink, pipe, pty, selfexe
 from shimd.linux.process import CLONE_NEWNET, clone3, execveat
 from tests.kernel.child import run_in_child
 
@@ -245,24 +245,6 @@ def test_loopback() -> None:
             netlink.link_up("eth77")
 
     run_in_child(check, CLONE_NEWNET)
-
-
-def test_inotify(tmp_path: Path) -> None:
-    watched = tmp_path / "file"
-    watched.touch()
-    fd = inotify.inotify_init1()
-    with pytest.raises(BlockingIOError):
-        inotify.read_events(fd)
-    watch = inotify.inotify_add_watch(fd, str(watched), inotify.IN_MODIFY | inotify.IN_DELETE_SELF)
-    watched.write_text("x")
-    assert (watch, inotify.IN_MODIFY) in inotify.read_events(fd)
-    watched.unlink()
-    assert inotify.read_events(fd) == [(watch, inotify.IN_DELETE_SELF), (watch, inotify.IN_IGNORED)]
-    with pytest.raises(OSError, match="Invalid argument"):
-        inotify.inotify_rm_watch(fd, watch)
-    with pytest.raises(FileNotFoundError):
-        inotify.inotify_add_watch(fd, str(watched), inotify.IN_MODIFY)
-    os.close(fd)
 
 
 def test_structures_have_the_kernels_sizes() -> None:

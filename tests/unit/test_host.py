@@ -169,8 +169,6 @@ def test_sysctls_that_forbid_user_namespaces(monkeypatch: pytest.MonkeyPatch) ->
     assert "unprivileged_userns_clone=1" in doctor._user_namespaces(GOOD).remedy
     values["user/max_user_namespaces"] = "0"
     assert "max_user_namespaces" in doctor._user_namespaces(GOOD).remedy
-    values["fs/inotify/max_user_instances"] = "128"
-    assert not doctor._inotify(GOOD).ok
 
 
 def test_programs_are_looked_for_in_absolute_directories(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
