@@ -47,12 +47,16 @@ LAYERS = {
             "shimd.linux",
             "shimd.cgroups",
             "shimd.keeper.client",
+            "shimd.keeper.protocol",  # Exit, without the client's imports
             "shimd.init.handshake",
             "shimd.init.request",
+            "shimd.init.spawn",  # launching without a keeper
             "shimd.errors",
         )
     ),
-    "shimd.supervise": Layer(("shimd.linux", "shimd.keeper.client", "shimd.events.model", "shimd.errors")),
+    "shimd.supervise": Layer(
+        ("shimd.linux", "shimd.keeper.client", "shimd.events.model", "shimd.cgroups.oom", "shimd.errors")
+    ),
     "shimd.events": Layer(("shimd.errors", "shimd.api"), ("google",)),
     "shimd.rpc": Layer(("shimd.api", "shimd.errors"), GRPC),
     "shimd.service": Layer(
@@ -64,6 +68,8 @@ LAYERS = {
             "shimd.events",
             "shimd.oci",
             "shimd.cgroups.stats",
+            "shimd.plan.ops",  # plans, printed by the Plan call
+            "shimd.plan.wire",
             "shimd.errors",
         ),
         ("google",),
