@@ -352,10 +352,15 @@ class Lifecycle:
 
     async def remove(self, container: Container) -> None:
         """Delete in whatever state, killing what runs."""
-        if container.init.status != STOPPED:
-            await self.in_thread(partial(self.runtime.kill, container.runtime, _SIGKILL, everyone=False))
-            await asyncio.shield(container.init.exited)
+        await self._end(container)
         await self.delete(container.init)
+
+    async def _end(self, container: Container) -> None:
+        """Kill the first process, unless it has ended or ends at this moment by itself."""
+        if container.init.status != STOPPED:
+            with contextlib.suppress(NotFound):
+                await self.in_thread(partial(self.runtime.kill, container.runtime, _SIGKILL))
+            await asyncio.shield(container.init.exited)
 
     async def remove_exec(self, process: Process) -> None:
         """The same for an exec."""
@@ -381,8 +386,7 @@ class Lifecycle:
     async def _delete_container(self, container: Container) -> Exit | None:
         init = container.init
         if init.status == CREATED:
-            await self.in_thread(partial(self.runtime.kill, container.runtime, _SIGKILL, everyone=False))
-            await asyncio.shield(init.exited)
+            await self._end(container)
         if init.status != STOPPED:
             raise FailedPrecondition(f"cannot delete a {status_word(init)} container")
         await self.drained(init)
