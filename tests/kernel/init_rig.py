@@ -141,7 +141,7 @@ def converse(
     control: socket, pid: int, on_message: Callable[[int, Message], None] | None = None
 ) -> tuple[Message, ...]:
     """Everything that init says up to the end of the file; every "sync" is answered with leave to go on."""
-    messages = []
+    messages: list[Message] = []
     while True:
         wait.readable(control.fileno(), what="a message of init")
         message = handshake.receive(control)

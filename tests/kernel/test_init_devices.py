@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from shimd.init.handshake import Message
 from shimd.linux import fdpass, pty
 from shimd.linux.process import CLONE_NEWNS, CLONE_NEWPID
 from shimd.plan import ops
@@ -67,7 +68,7 @@ class Master:
     def __init__(self) -> None:
         self.fd = -1
 
-    def __call__(self, pid: int, message: rig.Message) -> None:
+    def __call__(self, pid: int, message: Message) -> None:
         if message.kind == "console":
             self.fd = message.fd
 

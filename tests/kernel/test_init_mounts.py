@@ -11,6 +11,7 @@ import pytest
 
 from shimd.init import targets
 from shimd.init.context import Context, StepFailed
+from shimd.init.handshake import Message
 from shimd.linux import mount as m
 from shimd.linux.process import CLONE_NEWNS, CLONE_NEWPID, clone3
 from shimd.plan import ops
@@ -141,7 +142,7 @@ def test_hostile_images_reach_nothing_outside(busybox: Path, place: Path, name: 
         assert outcome.failure is None or outcome.failure.op in ("MakeDevice", "Symlink", "Bind", "Terminal")
 
 
-def close_console(pid: int, message: rig.Message) -> None:
+def close_console(pid: int, message: Message) -> None:
     if message.kind == "console":
         os.close(message.fd)
 
