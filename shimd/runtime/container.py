@@ -39,10 +39,13 @@ Pids = list[int]  # Runtime.list hides the builtin
 
 
 class Listing(NamedTuple):
-    """Loaded containers, which the caller closes, and what was wrong with those that could not be loaded."""
+    """Loaded containers, which the caller closes; what was wrong with those that could not be loaded; the ids of
+    directories that are for ``remove_stray``.
+    """
 
     containers: tuple[Container, ...]
     problems: tuple[str, ...]
+    strays: tuple[str, ...]
 
 
 class Runtime:
@@ -132,34 +135,39 @@ class Runtime:
     def list(self, *, namespace: str = "") -> Listing:
         """All containers of a namespace, in the order of their ids."""
         root = os.path.join(self.env.state_root, namespace)
-        containers, problems = [], []
+        containers, problems, strays = [], [], []
         for name in sorted(_subdirectories(root)):
             try:
                 containers.append(self.load(name, namespace=namespace))
             except NotFound:
-                continue  # being made or removed at this moment, or a stray directory
+                if self._has_stray(name, namespace):
+                    strays.append(name)
             except ShimdError as error:
                 problems.append(str(error))
-        return Listing(tuple(containers), tuple(problems))
+        return Listing(tuple(containers), tuple(problems), tuple(strays))
+
+    def _has_stray(self, container_id: str, namespace: str) -> bool:
+        """Not so for a container that is being made, or was removed in this moment."""
+        try:
+            with StateDir.open(self.env.state_root, namespace, container_id) as directory:
+                return not directory.is_being_made() and _is_stray(directory)
+        except NotFound:
+            return False
 
     def namespaces(self) -> tuple[str, ...]:
         return tuple(sorted(_subdirectories(self.env.state_root)))
 
     def remove_stray(self, container_id: str, *, namespace: str = "") -> None:
-        """Remove a state directory without a usable state file, which a creator that was killed has left. NotFound when
-        there is none, FailedPrecondition when it is that of a container.
+        """Remove what a creator that was killed has left: a state directory without a usable state file, and what it
+        had made by then. NotFound when there is none, FailedPrecondition when it is that of a container.
         """
         check_id("container", container_id)
         with StateDir.open(self.env.state_root, namespace, container_id) as directory:
-            try:
-                directory.load()
-            except (NotFound, RuntimeFailure):
-                pass
-            else:
-                raise FailedPrecondition(f"container {container_id} exists")
             if directory.is_being_made():
                 raise FailedPrecondition(f"container {container_id} is still being created")
-            directory.remove()
+            if not _is_stray(directory):
+                raise FailedPrecondition(f"container {container_id} exists")
+            deleting.remove_remains(self.env, directory)
 
     # ---- controlling -----------------------------------------------------------------------------------------------
 
@@ -204,6 +212,14 @@ def _open_init(pid: int, start_time: int) -> int:
         return pidfd
     os.close(pidfd)
     return -1
+
+
+def _is_stray(directory: StateDir) -> bool:
+    try:
+        directory.load()
+    except (NotFound, RuntimeFailure):
+        return True
+    return False
 
 
 def _subdirectories(path: str) -> list[str]:

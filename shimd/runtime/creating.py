@@ -228,7 +228,7 @@ class _Creation:
             rootfs=os.path.normpath(os.path.join(self.bundle, self.spec.root.path)),
             created=timestamp(),
             pid=self.launched.pid,
-            start_time=proc.stat(self.launched.pid).starttime,
+            start_time=start_time(self.launched.pid),
             owner=os.geteuid(),
             config_hash=self.config.digest,
             annotations=dict(self.spec.annotations),
@@ -271,6 +271,14 @@ class _Creation:
             problems = hooks.run_hooks_through("poststop", hook_specs(self.poststop), state, cwd=self.bundle)
             if problems:
                 raise RuntimeFailure("; ".join(problems))
+
+
+def start_time(pid: int) -> int:
+    """0 when init is dead already: it has left word why, which is still to be read."""
+    try:
+        return proc.stat(pid).starttime
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def cgroup_owner(spec: Spec) -> int | None:

@@ -8,7 +8,8 @@ import os
 import signal
 from contextlib import suppress
 
-from shimd.errors import DeadlineExceeded, ShimdError
+from shimd.cgroups.manager import from_state
+from shimd.errors import DeadlineExceeded, NotFound, RuntimeFailure, ShimdError
 from shimd.linux.process import pidfd_send_signal
 from shimd.plan.ops import HookSpec
 from shimd.plan.rootfs import hook_specs
@@ -18,7 +19,7 @@ from shimd.runtime.launch import wait_dead
 from shimd.runtime.model import Container, Environment, launch_name
 from shimd.runtime.process import hook_state
 from shimd.runtime.rootfs import unmount_rootfs
-from shimd.runtime.state import EXEC_EXIT_SUFFIX
+from shimd.runtime.state import EXEC_EXIT_SUFFIX, StateDir
 from shimd.runtime.status import Operation, Status, check
 
 _KILL_TIMEOUT = 10.0  # seconds; only uninterruptible sleep in the kernel keeps a killed process
@@ -39,6 +40,22 @@ def delete(env: Environment, container: Container, *, force: bool) -> tuple[str,
     unmount_rootfs(container.bundle, container.state.rootfs_mounts)
     container.close()
     return tuple(problems)
+
+
+def remove_remains(env: Environment, directory: StateDir) -> None:
+    """Of a create that was cut short by the death of the creator; its init has ended by that."""
+    try:
+        state = directory.load_prepared()
+    except (NotFound, RuntimeFailure):
+        directory.remove()
+        return
+    cgroup = from_state(env.host, state.cgroup)
+    if cgroup.pids():
+        cgroup.kill()
+    cgroup.destroy()
+    env.launcher.forget(launch_name(state.namespace, state.id))
+    unmount_rootfs(state.bundle, state.rootfs_mounts)
+    directory.remove()
 
 
 def _poststop_hooks(container: Container) -> tuple[tuple[HookSpec, ...], list[str]]:

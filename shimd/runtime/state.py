@@ -214,12 +214,19 @@ class StateDir:
 
     def load(self) -> ContainerState:
         """Raises NotFound without a state file (a creator died early), RuntimeFailure when it is damaged."""
+        return self._load(STATE_FILE)
+
+    def load_prepared(self) -> ContainerState:
+        """What a creator that died had made; raises as ``load``."""
+        return self._load(_temporary(STATE_FILE))
+
+    def _load(self, name: str) -> ContainerState:
         try:
-            return loads(self.read(STATE_FILE, _MAX_STATE))
+            return loads(self.read(name, _MAX_STATE))
         except FileNotFoundError:
             raise NotFound(f"container does not exist: {os.path.basename(self.path)}") from None
         except ValueError as error:
-            raise RuntimeFailure(f"read {self.path}/{STATE_FILE}: {error}") from error
+            raise RuntimeFailure(f"read {self.path}/{name}: {error}") from error
 
     def remove(self) -> None:
         """Remove the directory with its files; what is already gone is fine."""
