@@ -6,6 +6,7 @@ import logging
 import os
 import time
 
+from shimd.errors import ShimdError
 from shimd.runtime.container import Runtime
 from shimd.runtime.model import Container as RuntimeContainer
 from shimd.runtime.model import launch_name
@@ -32,11 +33,23 @@ def _find(runtime: Runtime) -> list[_Found]:
         listing = runtime.list(namespace=namespace)
         for problem in listing.problems:
             _log.error("a container cannot be loaded: %s", problem, extra={"namespace": namespace})
+        for container_id in listing.strays:
+            _remove_stray(runtime, namespace, container_id)
         for container in listing.containers:
             status = runtime.status(container)
             ended = _how_it_ended(container) if container.pidfd < 0 or status is Status.STOPPED else None
             found.append((container, status, ended))
     return found
+
+
+def _remove_stray(runtime: Runtime, namespace: str, container_id: str) -> None:
+    """We were killed in the middle of a create."""
+    fields = {"namespace": namespace, "id": container_id}
+    try:
+        runtime.remove_stray(container_id, namespace=namespace)
+        _log.info("removed what an unfinished create had left", extra=fields)
+    except ShimdError as error:
+        _log.error("an unfinished create cannot be removed: %s", error, extra=fields)
 
 
 def _how_it_ended(container: RuntimeContainer) -> Exit:
