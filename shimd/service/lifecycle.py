@@ -351,9 +351,10 @@ class Lifecycle:
         )
 
     async def remove(self, container: Container) -> None:
-        """Delete in whatever state, killing what runs."""
+        """Delete in whatever state, killing what runs; somebody else may do so at the same time."""
         await self._end(container)
-        await self.delete(container.init)
+        with contextlib.suppress(NotFound):
+            await self.delete(container.init)
 
     async def _end(self, container: Container) -> None:
         """Kill the first process, unless it has ended or ends at this moment by itself."""
@@ -393,7 +394,7 @@ class Lifecycle:
         async with container.lock:
             if container.deleted:
                 raise NotFound(f"container {container.id} is deleted")
-            problems = await self.in_thread(partial(self.runtime.delete, container.runtime, force=True))
+            problems = await self.in_thread(self._take_apart, container)
             container.deleted = True
         for problem in problems:
             _log.warning("%s", problem, extra=container.fields)
@@ -401,6 +402,14 @@ class Lifecycle:
         ended = init.exited.result()
         self._announce.deleted(container, ended)
         return ended
+
+    def _take_apart(self, container: Container) -> tuple[str, ...]:
+        for process in container.execs.values():
+            if process.launched is not None:
+                self.runtime.delete_exec(container.runtime, process.launched)
+                process.launched = None
+        # By force, since its freezer may say "paused" of a container whose processes are all dead.
+        return self.runtime.delete(container.runtime, force=True)
 
     async def drained(self, process: Process) -> None:
         """Wait until the output of a dead process is taken, but not for ever."""

@@ -1,0 +1,249 @@
+"""The daemon as a process: its socket, who may connect, its beginning and its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from shimd.api.containerd import task_v3_pb2 as task
+from shimd.api.v1 import runtime_pb2 as api
+from tests.daemon.boxes import Box, refused, shell
+from tests.support import wait
+from tests.support.bundle import make_bundle
+from tests.support.client import Client
+from tests.support.daemon import ROOT, Daemon
+from tests.support.fifo import Fifos
+from tests.support.specs import runc_default
+
+
+def _box(daemon: Daemon, client: Client, place: Path, rootfs: Path, *args: str) -> Box:
+    bundle = make_bundle(place / "bundle", runc_default(*args), rootfs)
+    return Box(client, f"box-{os.getpid()}", bundle)
+
+
+def test_socket_and_folders_are_private(daemon: Daemon) -> None:
+    def mode(path: object) -> int:
+        return stat.S_IMODE(os.stat(str(path)).st_mode)
+
+    assert mode(daemon.socket) == 0o600
+    assert mode(Path(daemon.socket).parent) == 0o700
+    assert mode(daemon.state) == 0o700
+    assert mode(daemon.state / "containers") == 0o700
+
+
+def test_other_users_are_turned_away(daemon: Daemon) -> None:
+    """Even one who got through the file permissions."""
+    as_nobody = (
+        "import os, socket, sys; os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
+        "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); sys.exit(len(s.recv(1)))"
+    )
+    os.chmod(daemon.socket, 0o666)
+    os.chmod(os.path.dirname(daemon.socket), 0o711)
+    try:
+        done = subprocess.run([sys.executable, "-c", as_nobody, daemon.socket], capture_output=True, text=True)
+    finally:
+        os.chmod(os.path.dirname(daemon.socket), 0o700)
+        os.chmod(daemon.socket, 0o600)
+    assert done.returncode == 0, done.stderr
+    assert "refused a connection of uid 65534" in daemon.log_tail()
+
+
+def test_health_and_reflection(client: Client) -> None:
+    health = health_pb2_grpc.HealthStub(client.channel)
+    for service in ("", "shimd.v1.Runtime", "containerd.task.v3.Task"):
+        answer = health.Check(health_pb2.HealthCheckRequest(service=service))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    reflection = reflection_pb2_grpc.ServerReflectionStub(client.channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    [answer] = reflection.ServerReflectionInfo(iter([request]))
+    names = {service.name for service in answer.list_services_response.service}
+    assert {"containerd.task.v2.Task", "containerd.task.v3.Task", "shimd.v1.Runtime"} <= names
+    request = reflection_pb2.ServerReflectionRequest(file_containing_symbol="shimd.v1.Runtime")
+    [answer] = reflection.ServerReflectionInfo(iter([request]))
+    assert answer.file_descriptor_response.file_descriptor_proto
+
+
+def test_unknown_method(client: Client) -> None:
+    call = client.channel.unary_unary("/shimd.v1.Runtime/Nothing", lambda b: b, lambda b: b)
+    with refused("UNIMPLEMENTED"):
+        call(b"")
+
+
+def test_too_long_a_message_is_refused(place: Path) -> None:
+    with Daemon(place / "daemon", config="[api]\nmax_message_bytes = 65536") as daemon, daemon.client() as client:
+        with refused("RESOURCE_EXHAUSTED"):
+            client.runtime.Plan(api.PlanRequest(spec=bytes(70_000)))
+        assert client.runtime.Version(api.VersionRequest()).pid == daemon.pid
+
+
+def test_second_daemon_on_the_same_state_is_refused(daemon: Daemon, place: Path) -> None:
+    command = [sys.executable, "-m", "shimd.daemon", "--state", str(daemon.state), "--socket", str(place / "s")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"in use by another daemon (process {daemon.pid})" in done.stderr
+    assert "--state" in done.stderr
+
+
+def test_second_daemon_on_the_same_socket_is_refused(daemon: Daemon, place: Path) -> None:
+    command = [sys.executable, "-m", "shimd.daemon", "--state", str(place / "state"), "--socket", daemon.socket]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "somebody else listens" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("nonsense = 1", ["unknown key nonsense"]),
+        ("[log]\nlevel = 'loud'\nfoo = 1", ["log.level must be one of", "unknown key log.foo"]),
+        ("[runtime]\nworkers = 'x'", ["runtime.workers must be of type int"]),
+        ("socket = [", ["config.toml"]),
+    ],
+)
+def test_bad_settings_are_refused(place: Path, config: str, words: list[str]) -> None:
+    (place / "config.toml").write_text(config)
+    command = [sys.executable, "-m", "shimd.daemon", "--config", str(place / "config.toml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert all(word in done.stderr for word in words), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_settings_that_were_asked_for(place: Path) -> None:
+    command = [sys.executable, "-m", "shimd.daemon", "--config", str(place / "nowhere.toml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "no such file" in done.stderr) == (1, True)
+
+
+def test_json_log(place: Path) -> None:
+    with Daemon(place / "daemon", config='[log]\nformat = "json"') as daemon:
+        lines = [json.loads(line) for line in daemon.log.read_text().splitlines()]
+    assert any(line["message"].startswith("serving") and line["level"] == "info" for line in lines)
+
+
+def test_socket_activation(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place / "activated"))
+        listener.listen()
+        code = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ.update(LISTEN_PID=str(os.getpid()), "
+            "LISTEN_FDS='1'); os.execv(sys.executable, [sys.executable, '-m', 'shimd.daemon', *sys.argv[2:]])"
+        )
+        arguments = ["--state", str(place / "state"), "--socket", str(place / "unused")]
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(listener.fileno()), *arguments],
+            cwd=ROOT,
+            pass_fds=[listener.fileno()],
+            stderr=subprocess.DEVNULL,
+        )
+    try:
+        with Client(str(place / "activated")) as client:
+            answer = client.runtime.Version(api.VersionRequest(), timeout=20)
+            assert answer.pid == process.pid
+        assert not (place / "unused").exists()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+        os.kill(answer.keeper_pid, signal.SIGTERM)
+        wait.process_gone(answer.keeper_pid)
+    assert (place / "activated").exists(), "systemd's socket is systemd's to remove"
+
+
+def test_end_leaves_containers_running_and_the_next_daemon_finds_them(place: Path, busybox: Path) -> None:
+    with Daemon(place / "daemon") as daemon:
+        with daemon.client() as client:
+            b = _box(daemon, client, place, busybox, "sleep", "1000")
+            pid = b.make()
+            b.start()
+        daemon.stop()
+        assert not os.path.exists(daemon.socket)
+        os.kill(pid, 0)
+        daemon.start()
+        with daemon.client() as client:
+            b = Box(client, b.id, b.bundle)
+            assert (b.status(), b.state().pid) == ("RUNNING", pid)
+            waiting = b.waiting()
+            b.kill()
+            assert waiting.result().exit_status == 137
+            assert b.topics() == ["/tasks/exit"]
+            b.delete()
+
+
+def test_exit_while_no_daemon_runs_is_known_to_the_next(place: Path, busybox: Path) -> None:
+    with Daemon(place / "daemon") as daemon:
+        with daemon.client() as client:
+            b = _box(daemon, client, place, busybox, *shell("read line; exit 9"))
+            with Fifos(place / "fifos", stdin=True) as fifos:
+                pid = b.make(stdin=fifos.stdin)
+                b.start()
+                daemon.kill()  # closes the program's input, so it ends
+        wait.process_gone(pid)
+        daemon.start()
+        with daemon.client() as client:
+            b = Box(client, b.id, b.bundle)
+            assert (b.status(), b.wait(), b.state().exit_status) == ("STOPPED", 9, 9)
+            b.delete()
+
+
+def test_created_container_can_be_started_by_the_next_daemon(place: Path, busybox: Path) -> None:
+    with Daemon(place / "daemon") as daemon:
+        with daemon.client() as client:
+            b = _box(daemon, client, place, busybox, *shell("exit 4"))
+            b.make()
+        daemon.kill()
+        daemon.start()
+        with daemon.client() as client:
+            b = Box(client, b.id, b.bundle)
+            assert b.status() == "CREATED"
+            b.start()
+            assert b.wait() == 4
+            b.delete()
+
+
+def test_death_of_the_keeper(place: Path, busybox: Path) -> None:
+    with Daemon(place / "daemon") as daemon, daemon.client() as client:
+        b = _box(daemon, client, place, busybox, "sleep", "1000")
+        pid = b.make()
+        b.start()
+        keeper = daemon.keeper_pid()
+        os.kill(keeper, signal.SIGKILL)
+        wait.process_gone(keeper)
+        assert b.status() == "RUNNING"
+        b.kill()
+        assert b.wait() in (137, 255)
+        wait.process_gone(pid)
+        b.delete()
+        b.make()
+        b.start()
+        b.kill()
+        assert b.wait() == 137
+        b.delete()
+
+
+def test_end_does_not_wait_for_those_who_wait(place: Path, busybox: Path) -> None:
+    with Daemon(place / "daemon") as daemon:
+        with daemon.client() as client:
+            b = _box(daemon, client, place, busybox, "sleep", "1000")
+            b.make()
+            b.start()
+            waiting = b.waiting()
+            events = client.runtime.Events(api.EventsRequest())
+            daemon.stop()
+            error: Any = waiting.exception()
+            assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+            assert list(events) == []
+        daemon.start()
+        with daemon.client() as client:
+            client.task.Shutdown(task.ShutdownRequest(id=b.id, now=True))
