@@ -64,7 +64,7 @@ def locked(name: str) -> Iterator[None]:
 
 
 class Presence:
-    """A shared lock held for the whole run; ``alone()`` tells whether another run is under way on this machine."""
+    """A shared lock held by each run that makes containers; ``alone()`` tells whether this is the only one."""
 
     def __init__(self) -> None:
         self._file = open(cache_dir() / "runs.lock", "w")  # noqa: SIM115 (held as long as the run)
