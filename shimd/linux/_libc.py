@@ -42,6 +42,7 @@ _NUMBERS_X86_64 = {
     "tee": 276,
     "getcwd": 79,
     "signalfd4": 289,
+    "rt_sigaction": 13,
 }
 
 _NUMBERS_AARCH64 = {
@@ -71,6 +72,7 @@ _NUMBERS_AARCH64 = {
     "tee": 77,
     "getcwd": 17,
     "signalfd4": 74,
+    "rt_sigaction": 134,
 }
 
 # From 424 on, all architectures share their numbers.

@@ -54,6 +54,9 @@ PR_GET_NO_NEW_PRIVS = 39
 CLOSE_RANGE_UNSHARE = 2
 CLOSE_RANGE_CLOEXEC = 4
 MAX_FD = 0xFFFFFFFF
+GLIBC_SIGNALS = (32, 33)  # signal(7): sigaction(3) refuses them
+SIGSET_SIZE = 8
+SIGACTION_SIZE = 32  # of the kernel's struct; all zero is SIG_DFL
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -227,11 +230,13 @@ def setdomainname(name: str) -> None:
 
 
 def reset_signals() -> None:
-    """Every disposition to default and an empty mask: ignored signals and the mask survive execve(2), and Python
-    ignores SIGPIPE.
+    """Every disposition to default and an empty mask: ignored signals and the mask survive execve(2), Python ignores
+    SIGPIPE, and glibc's posix_spawn(3) those that it keeps for its threads.
     """
     for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):  # glibc keeps 32 and 33 for its threads
+        if number in GLIBC_SIGNALS:
+            syscall(NR["rt_sigaction"], number, bytes(SIGACTION_SIZE), None, SIGSET_SIZE)
+        elif number not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
