@@ -49,6 +49,7 @@ from shimd.service.runtime import About, RuntimeService
 from shimd.service.task import TaskService
 from shimd.settings import DEFAULT_CONFIG, Settings, load_settings
 from shimd.supervise.exits import Exits
+from shimd.supervise.held import HeldStreams
 from shimd.systemd import Notifier, listen_sockets
 
 _TASK_V2 = task_v2_pb2.DESCRIPTOR.services_by_name["Task"]
@@ -110,8 +111,8 @@ class Daemon:
             front.start()
             await set_serving(health_servicer, _SERVICES, serving=True)
             self._settle_memory()
-            self.notifier.send("READY=1", f"STATUS=serving {self.settings.socket}")
             _log.info("serving %s", self.settings.socket)
+            self.notifier.send("READY=1", f"STATUS=serving {self.settings.socket}")
             watchdog = asyncio.create_task(self._watchdog())
             await stop
             # In this order: nobody new comes in, what is under way ends, then what it used goes away.
@@ -178,9 +179,10 @@ class Daemon:
         announce = Announcer(bus)
         exits = Exits(keeper, lambda: self._keeper_lost(keeper, exits, lifecycle))
         stack.callback(exits.close)
-        lifecycle = Lifecycle(runtime, Registry(), announce, exits, executor, settings.runtime.drain_seconds)
+        held = HeldStreams(keeper)
+        lifecycle = Lifecycle(runtime, Registry(), announce, exits, held, executor, settings.runtime.drain_seconds)
         stack.callback(lifecycle.close)
-        await recovery.load(lifecycle)
+        await recovery.load(lifecycle, held)
         exits.subscribe()
         control = Control(lifecycle, announce)
         task = TaskService(lifecycle, control)

@@ -17,9 +17,9 @@ def configure(*, level: str, style: str) -> None:
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    # asyncio's slow-callback and grpc's own chatter help only those who debug shimd.
-    if level != "debug":
-        logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # What the libraries say below a warning helps nobody, not even those who debug shimd.
+    for library in ("asyncio", "grpc"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:

@@ -30,38 +30,39 @@ _UCRED_SIZE = 12
 
 
 def main(state_dir: str, ready: int) -> None:
-    """Runs until STOP. ``ready`` is a pipe: "ready" when the socket answers, else the complaint; the caller's process
-    ends early.
+    """Runs until STOP, in a child, so that whoever started this has only to wait for it to end. ``ready`` is a pipe:
+    "ready" when the socket answers, else the complaint.
     """
-    if os.fork():
-        os._exit(0)
-    prepare_process(ready)
     try:
         lock = _take_lock(state_dir)
-        if lock >= 0:
-            loop = Loop(state_dir)
+        if lock is None:
+            os.write(ready, b"ready\n")
+            os._exit(0)
+        if os.fork():
+            os._exit(0)
+        prepare_process((lock, ready))
+        loop = Loop(state_dir)
     except OSError as e:
         os.write(ready, str(e).encode())
         os._exit(1)
     os.write(ready, b"ready\n")
     os.close(ready)
-    if lock >= 0:
-        loop.run()
+    loop.run()
 
 
-def _take_lock(state_dir: str) -> int:
-    """-1 when another keeper serves this directory."""
+def _take_lock(state_dir: str) -> int | None:
+    """None when another keeper serves this directory. Held until the descriptor is closed, by the end of the keeper."""
     fd = os.open(os.path.join(state_dir, LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return -1
+        return None
     return fd
 
 
-def prepare_process(ready: int) -> None:
+def prepare_process(keep: tuple[int, ...]) -> None:
     """What children inherit: default signals, a plain umask and directory, standard streams that lead nowhere."""
-    close_others([ready])
+    close_others(keep)
     os.chdir("/")
     os.umask(0o022)
     process.set_name("shimd-keeper")

@@ -17,7 +17,8 @@ drop       names                                                    (unknown nam
 pidfd      name of a launch                                         pid, [pidfd]
 list       (none)                                                   ((name, pid)…) alive, (name…) held, (Exit…)
 subscribe  (none)                                                   (none)
-forget     names of launches                                        (unknown names are ignored)
+forget     names of launches                                        (unknown names are ignored); what is held as
+                                                                    "<launch>:…" is dropped, too
 stop       force                                                    (none), then the keeper exits
 ========== ======================================================== ==============================================
 

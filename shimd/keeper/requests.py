@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from errno import EBUSY, EIO, ENOENT, EPROTO
 from typing import Any
 
@@ -28,6 +28,7 @@ class Keeper:
         self._children = children
         self._in_child = in_child
         self._held: dict[str, int] = {}
+        self._belongings: dict[str, list[str]] = {}  # name of a launch -> what is or was held as "<name>:..."
         self._subscribers: set[Connection] = set()
         self.stopped = False
         self._verbs: dict[str, Callable[..., Results | None]] = {
@@ -142,6 +143,9 @@ class Keeper:
         for name, fd in zip(names, fds, strict=True):
             old = self._held.get(name)
             self._held[name] = fd
+            owner, colon, _ = name.partition(":")
+            if colon and old is None:
+                self._belongings.setdefault(owner, []).append(name)
             if old is not None:
                 os.close(old)
 
@@ -155,7 +159,7 @@ class Keeper:
         self._drop_all(names)
         return (), []
 
-    def _drop_all(self, names: tuple[str, ...]) -> None:
+    def _drop_all(self, names: Iterable[str]) -> None:
         for name in names:
             fd = self._held.pop(name, -1)
             if fd >= 0:
@@ -180,6 +184,7 @@ class Keeper:
     def _forget(self, connection: Connection, fds: list[int], names: tuple[str, ...]) -> Results:
         for name in names:
             self._children.forget(name)
+            self._drop_all(self._belongings.pop(name, ()))
         return (), []
 
     def _stop(self, connection: Connection, fds: list[int], force: bool) -> Results:  # noqa: FBT001

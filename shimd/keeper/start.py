@@ -4,6 +4,7 @@ return.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 
@@ -20,6 +21,31 @@ def spawn_keeper(state_dir: str) -> None:
     """Returns when ``<state_dir>/keeper.sock`` answers, at once when a keeper already runs there. Raises Unavailable
     with its complaint.
     """
+    directory = _open_locked(state_dir)
+    try:
+        answer = _start(state_dir)
+    finally:
+        os.close(directory)
+    if answer != b"ready\n":
+        raise Unavailable(
+            f"keeper in {state_dir} did not start: {answer.decode(errors='replace').strip() or 'it died'}"
+        )
+
+
+def _open_locked(state_dir: str) -> int:
+    """Two that start one at the same time would otherwise both return, the second before the first one's socket is
+    there.
+    """
+    try:
+        directory = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as e:
+        raise Unavailable(f"keeper in {state_dir} did not start: {e.strerror}") from e
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    return directory
+
+
+def _start(state_dir: str) -> bytes:
+    """What the keeper says when it is ready, or has failed."""
     interpreter: str = getattr(sys, "_base_executable", sys.executable)
     ready, ready_child = os.pipe2(os.O_CLOEXEC)
     executable = protected_executable(interpreter)

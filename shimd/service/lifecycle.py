@@ -31,7 +31,9 @@ from shimd.service import convert
 from shimd.service.announce import Announcer
 from shimd.service.records import CREATED, RUNNING, STOPPED, Container, Process, StdioPaths, status_word
 from shimd.service.registry import Registry
+from shimd.supervise import held
 from shimd.supervise.exits import Exit, Exits
+from shimd.supervise.held import HeldStreams, TakenBack
 from shimd.supervise.oom import OomWatcher, Watch
 from shimd.supervise.stdio import OpenStdio, open_stdio
 from shimd.supervise.streams import Streams
@@ -80,6 +82,7 @@ class Lifecycle:
         registry: Registry,
         announce: Announcer,
         exits: Exits,
+        held_streams: HeldStreams,
         executor: Executor,
         drain_seconds: float,
     ) -> None:
@@ -87,6 +90,7 @@ class Lifecycle:
         self.registry = registry
         self._announce = announce
         self._exits = exits
+        self._held = held_streams
         self._executor = executor
         self._drain_seconds = drain_seconds
         self._loop = asyncio.get_running_loop()
@@ -168,6 +172,7 @@ class Lifecycle:
         if request.terminal is not None and request.terminal != terminal:
             raise InvalidArgument(f"terminal is {request.terminal} in the request and {terminal} in config.json")
         options = request.options
+        name = launch_name(namespace, request.id)
         opened = open_stdio(*request.stdio, terminal=terminal, uid=options.io_uid, gid=options.io_gid)
         try:
             runtime = self.runtime.create(
@@ -176,8 +181,12 @@ class Lifecycle:
                 namespace=namespace,
                 config=config.data,
                 stdio=Stdio(*opened.ends, paths=request.stdio),
-                options=convert.create_options(options, gate=request.gate)._replace(rootfs=request.rootfs),
+                options=convert.create_options(options, gate=request.gate)._replace(
+                    rootfs=request.rootfs, hold=held.of_launch(name, opened)
+                ),
             )
+            if runtime.console_fd >= 0:
+                self._held.hold_console(name, runtime.console_fd)
         except BaseException:
             opened.close()
             raise
@@ -276,7 +285,9 @@ class Lifecycle:
 
     # ---- take back -------------------------------------------------------------------------------------------------
 
-    def take_back(self, runtime: RuntimeContainer, status: Status, ended: Exit | None) -> None:
+    def take_back(
+        self, runtime: RuntimeContainer, status: Status, ended: Exit | None, streams: TakenBack | None
+    ) -> None:
         """Know a container again that a former daemon has made; ``ended`` unless its first process is alive."""
         state = runtime.state
         container = Container(state.namespace, state.id, state.bundle, StdioPaths(*state.stdio))
@@ -288,10 +299,14 @@ class Lifecycle:
         init.terminal = state.terminal
         if status is not Status.CREATED:
             init.started_at_ns = container.created_at_ns
+        if streams is not None:
+            init.streams = Streams(streams.opened, streams.console)
         self.registry.add(container)
         if ended is not None:
             container.init_exit = ended
             init.exited.set_result(ended)
+            if init.streams is not None:
+                init.streams.expire()
         else:
             self._exits.expect(launch_name(*container.key), partial(self._on_exit, init))
 

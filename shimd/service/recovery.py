@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from shimd.errors import ShimdError
 from shimd.runtime.container import Runtime
@@ -14,21 +16,31 @@ from shimd.runtime.state import EXEC_EXIT_SUFFIX, EXIT_FILE
 from shimd.runtime.status import Status
 from shimd.service.lifecycle import Lifecycle
 from shimd.supervise.exits import UNKNOWN_STATUS, Exit, recorded_exit
+from shimd.supervise.held import HeldStreams, TakenBack
 
 _log = logging.getLogger(__name__)
 
-_Found = tuple[RuntimeContainer, Status, Exit | None]
+
+class _Found(NamedTuple):
+    """``streams`` as far as the keeper held them."""
+
+    runtime: RuntimeContainer
+    status: Status
+    ended: Exit | None
+    streams: TakenBack | None
 
 
-async def load(lifecycle: Lifecycle) -> None:
+async def load(lifecycle: Lifecycle, held: HeldStreams) -> None:
     """Take every container in the state directory back into the registry, dead ones with how they ended."""
-    for runtime, status, ended in await lifecycle.in_thread(_find, lifecycle.runtime):
-        lifecycle.take_back(runtime, status, ended)
-        _log.info("found %s container", status.value, extra={"namespace": runtime.namespace, "id": runtime.id})
+    for found in await lifecycle.in_thread(_find, lifecycle.runtime, held):
+        lifecycle.take_back(*found)
+        runtime, status = found.runtime, found.status
+        _log.info("found %s container", status.value, extra=_fields(runtime))
 
 
-def _find(runtime: Runtime) -> list[_Found]:
+def _find(runtime: Runtime, held: HeldStreams) -> list[_Found]:
     found: list[_Found] = []
+    names = held.names()
     for namespace in runtime.namespaces():
         listing = runtime.list(namespace=namespace)
         for problem in listing.problems:
@@ -38,8 +50,20 @@ def _find(runtime: Runtime) -> list[_Found]:
         for container in listing.containers:
             status = runtime.status(container)
             ended = _how_it_ended(container) if container.pidfd < 0 or status is Status.STOPPED else None
-            found.append((container, status, ended))
+            found.append(_Found(container, status, ended, _streams(container, held, names)))
     return found
+
+
+def _streams(container: RuntimeContainer, held: HeldStreams, names: Iterable[str]) -> TakenBack | None:
+    launch = launch_name(container.namespace, container.id)
+    taken = held.take_back(launch, names, container.state.stdio)
+    if taken is not None and taken.problem:
+        _log.warning("output goes nowhere: %s", taken.problem, extra=_fields(container))
+    return taken
+
+
+def _fields(container: RuntimeContainer) -> dict[str, str]:
+    return {"namespace": container.namespace, "id": container.id}
 
 
 def _remove_stray(runtime: Runtime, namespace: str, container_id: str) -> None:

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from shimd.errors import InvalidArgument, NotFound, Unimplemented
+from shimd.errors import InvalidArgument, NotFound, ShimdError, Unimplemented
 from shimd.supervise.attach import STDERR, STDOUT
 
 ATTACH = "attach:"
@@ -105,6 +105,30 @@ def open_stdio(stdin: str, stdout: str, stderr: str, *, terminal: bool, uid: int
             _make_ends(opened, targets, uid, gid)
         stack.pop_all()
     return opened
+
+
+def reopen_stdio(
+    stdin: str, stdout: str, stderr: str, *, terminal: bool, pipes: dict[str, int]
+) -> tuple[OpenStdio, str]:
+    """The same for a process that runs, whose ``pipes`` (by "stdout", "stderr") become the result's.
+
+    A name that cannot be opened any more must not stop the program: its bytes go nowhere, the second result says so.
+    """
+    opened = OpenStdio(terminal=terminal)
+    problems = []
+    targets = {STDOUT: stdout, STDERR: "" if terminal else stderr}
+    for stream, name in targets.items():
+        try:
+            _open_output(opened, stream, parse_target(name), shared=None)
+        except (OSError, ShimdError) as error:
+            problems.append(str(error))
+    if terminal:
+        try:
+            _open_input(opened, parse_target(stdin))
+        except (OSError, ShimdError) as error:
+            problems.append(str(error))
+    opened.pipes.update(pipes)
+    return opened, "; ".join(problems)
 
 
 def _open_input(opened: OpenStdio, target: Target) -> None:

@@ -28,8 +28,10 @@ from tests.support.fifo import Fifos
 from tests.support.specs import runc_default
 
 
-def _box(daemon: Daemon, client: Client, place: Path, rootfs: Path, *args: str) -> Box:
-    bundle = make_bundle(place / "bundle", runc_default(*args), rootfs)
+def _box(daemon: Daemon, client: Client, place: Path, rootfs: Path, *args: str, writable: bool = False) -> Box:
+    spec = runc_default(*args)
+    spec["root"]["readonly"] = not writable
+    bundle = make_bundle(place / "bundle", spec, rootfs)
     return Box(client, f"box-{os.getpid()}", bundle)
 
 
@@ -46,7 +48,8 @@ def test_socket_and_folders_are_private(daemon: Daemon) -> None:
 def test_other_users_are_turned_away(daemon: Daemon) -> None:
     """Even one who got through the file permissions."""
     as_nobody = (
-        "import os, socket, sys; os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
+        "import os, socket, sys\n"
+        "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
         "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); sys.exit(len(s.recv(1)))"
     )
     os.chmod(daemon.socket, 0o666)
@@ -181,6 +184,46 @@ def test_end_leaves_containers_running_and_the_next_daemon_finds_them(place: Pat
             b.delete()
 
 
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_output_goes_on_over_a_restart(place: Path, busybox: Path, end: str) -> None:
+    """A program that writes while no daemon runs neither dies of it nor loses a byte."""
+    with Daemon(place / "daemon") as daemon, Fifos(place / "fifos") as fifos:
+        with daemon.client() as client:
+            script = "echo one; while [ ! -e /tmp/go ]; do sleep 0.01; done; seq 1 50000; echo bad >&2; exit 6"
+            b = _box(daemon, client, place, busybox, *shell(script), writable=True)
+            b.make(stdout=fifos.stdout, stderr=fifos.stderr)
+            b.start()
+            assert fifos.stdout_until(b"one\n") == b"one\n"
+        getattr(daemon, end)()
+        (busybox / "tmp/go").touch()
+        daemon.start()
+        with daemon.client() as client:
+            b = Box(client, b.id, b.bundle)
+            expected = b"".join(b"%d\n" % number for number in range(1, 50001))
+            assert fifos.stdout_until(b"\n50000\n") == expected
+            assert b.wait() == 6
+            b.delete()
+            assert fifos.read_stderr() == b"bad\n"
+
+
+def test_terminal_goes_on_over_a_restart(place: Path, busybox: Path) -> None:
+    spec = runc_default(*shell("read a; echo got $a; exit 5"), terminal=True)
+    with Daemon(place / "daemon") as daemon:
+        with daemon.client() as client:
+            b = Box(client, "terminal", make_bundle(place / "bundle", spec, busybox))
+            b.make(terminal=True, stdin="attach:", stdout="attach:")
+            b.start()
+        daemon.stop()
+        daemon.start()
+        with daemon.client() as client:
+            b = Box(client, b.id, b.bundle)
+            target = api.AttachRequest(target=api.AttachTarget(id=b.id))
+            events = list(client.runtime.Attach(iter([target, api.AttachRequest(stdin=b"x\n")])))
+            assert b"got x" in b"".join(event.output.data for event in events)
+            assert events[-1].exited.exit_status == 5
+            b.delete()
+
+
 def test_exit_while_no_daemon_runs_is_known_to_the_next(place: Path, busybox: Path) -> None:
     with Daemon(place / "daemon") as daemon:
         with daemon.client() as client:
@@ -239,7 +282,8 @@ def test_end_does_not_wait_for_those_who_wait(place: Path, busybox: Path) -> Non
             b.make()
             b.start()
             waiting = b.waiting()
-            events = client.runtime.Events(api.EventsRequest())
+            events = client.runtime.Events(api.EventsRequest(since=2))
+            assert next(events).topic == "/tasks/start"
             daemon.stop()
             error: Any = waiting.exception()
             assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
