@@ -19,7 +19,8 @@ from shimd.init import handshake
 from shimd.init.request import Launched, LaunchRequest
 from shimd.keeper.client import Exit, KeeperClient, read_exit_file, read_exits, spawn_keeper
 from shimd.keeper.protocol import SOCKET_NAME, receive_message, send_message
-from shimd.linux.process import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWTIME, pidfd_send_signal
+from shimd.linux import fdpass
+from shimd.linux.process import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWTIME, pidfd_send_signal, set_child_subreaper
 from shimd.plan import ops
 from tests.kernel import init_rig as rig
 from tests.kernel.init_rig import in_rootfs, program, request, shell
@@ -31,6 +32,7 @@ class Keeper:
 
     def __init__(self, place: Path) -> None:
         self.place = place
+        set_child_subreaper(1)  # to reap the keeper, which detaches from whoever starts it
         spawn_keeper(str(place))
         self.client = KeeperClient.connect(str(place))
         self.pid = self.client.hello()
@@ -45,8 +47,13 @@ class Keeper:
         except Unavailable:
             assert not rig.is_alive(self.pidfd)
         self.client.close()
+        self.reap()
+
+    def reap(self) -> None:
         wait.exited(self.pidfd, what="the keeper's end")
         os.close(self.pidfd)
+        os.waitpid(self.pid, 0)
+        set_child_subreaper(0)
 
     def launch(self, name: str, *operations: ops.Op, exit_file: str = "", **fields: object) -> tuple[Launched, socket]:
         control, control_child = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
@@ -284,7 +291,7 @@ def test_malformed_messages(keeper: Keeper, data: bytes) -> None:
     before = keeper.fds()
     with closing(connect(keeper)) as sock:
         read_end, write_end = os.pipe()
-        send_raw(sock, data, [write_end])
+        fdpass.send(sock, data, [write_end])
         os.close(write_end)
         answer, fds = receive_message(sock)
         assert not answer or answer[0] == "error"
@@ -300,12 +307,6 @@ def connect(keeper: Keeper) -> socket:
     sock.settimeout(wait.SECONDS)
     sock.connect(str(keeper.place / SOCKET_NAME))
     return sock
-
-
-def send_raw(sock: socket, data: bytes, fds: list[int]) -> None:
-    from shimd.linux import fdpass
-
-    fdpass.send(sock, data, fds)
 
 
 def test_plan_that_cannot_be_read_ends_the_process_alone(keeper: Keeper) -> None:
@@ -418,6 +419,7 @@ def test_stop_is_refused_while_something_lives(keeper: Keeper) -> None:
     pidfd_send_signal(launched.pidfd, signal.SIGKILL)
     wait.exited(launched.pidfd)
     os.close(launched.pidfd)
+    os.waitpid(launched.pid, 0)
     assert not (keeper.place / SOCKET_NAME).exists()
     with pytest.raises(Unavailable):
         keeper.client.hello()
@@ -431,9 +433,8 @@ def test_second_keeper_leaves_the_first_alone(keeper: Keeper) -> None:
 
 def test_keeper_that_was_killed_is_replaced(keeper: Keeper) -> None:
     os.kill(keeper.pid, signal.SIGKILL)
-    wait.exited(keeper.pidfd)
+    keeper.reap()
     assert read_exits(keeper.exits) is None
-    os.close(keeper.pidfd)
     keeper.exits.close()
     keeper.client.close()
     keeper.__init__(keeper.place)  # type: ignore[misc]
