@@ -1,4 +1,4 @@
-"""What a service owes systemd: readiness and watchdog messages (sd_notify(3)), listeners it is given (sd_listen_fds(3))."""
+"""What a service owes systemd: signs of life (sd_notify(3)), and to take its listeners (sd_listen_fds(3))."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def listen_sockets(environ: MutableMapping[str, str] = os.environ) -> list[socke
         os.set_inheritable(fd, False)  # noqa: FBT003  positional-only
         sock = socket.socket(fileno=fd)
         if sock.family != socket.AF_UNIX or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.close()
             raise InvalidArgument(f"descriptor {fd} from LISTEN_FDS is not a listening Unix socket")
         sockets.append(sock)
     return sockets

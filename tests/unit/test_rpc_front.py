@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shimd.rpc import front as module
+from shimd.rpc.front import Front
+
+
+@pytest.fixture
+async def front(tmp_path: Path) -> AsyncIterator[str]:
+    """The path of a front before a server that sends everything back, in its own time."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100_000):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    inner = str(tmp_path / "inner")
+    server = await asyncio.start_unix_server(serve, inner)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "public"))
+    listener.listen()
+    running = Front(listener, inner, frozenset())
+    running.start()
+    yield str(tmp_path / "public")
+    running.close()
+    running.close()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_bytes_go_both_ways(front: str) -> None:
+    reader, writer = await asyncio.open_unix_connection(front)
+    for _ in range(3):
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_much_data_is_relayed_whole_and_half_closed(front: str) -> None:
+    reader, writer = await asyncio.open_unix_connection(front)
+    data = os.urandom(1 << 20) * 8
+    writer.write(data)
+    writer.write_eof()
+    assert await reader.read(-1) == data
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_many_connections_at_once(front: str) -> None:
+    async def one(number: int) -> bytes:
+        reader, writer = await asyncio.open_unix_connection(front)
+        writer.write(b"%d" % number)
+        writer.write_eof()
+        answer = await reader.read(-1)
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+    assert await asyncio.gather(*map(one, range(50))) == [b"%d" % number for number in range(50)]
+
+
+async def test_client_that_goes_away(front: str) -> None:
+    reader, writer = await asyncio.open_unix_connection(front)
+    writer.write(b"x")
+    await reader.readexactly(1)
+    writer.transport.abort()
+    reader, writer = await asyncio.open_unix_connection(front)
+    writer.write(b"y")
+    assert await reader.readexactly(1) == b"y"
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_stranger_is_turned_away(front: str, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    class Credentials:
+        size = module._UCRED.size
+
+        @staticmethod
+        def unpack(_: bytes) -> tuple[int, ...]:
+            return (4711, 65534, 65534)
+
+    monkeypatch.setattr(module, "_UCRED", Credentials)
+    reader, writer = await asyncio.open_unix_connection(front)
+    assert await reader.read(1) == b""
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_no_server_behind(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "public"))
+    listener.listen()
+    running = Front(listener, str(tmp_path / "nowhere"), frozenset())
+    running.start()
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "public"))
+    assert await reader.read(1) == b""
+    writer.close()
+    await writer.wait_closed()
+    running.close()
