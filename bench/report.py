@@ -18,6 +18,14 @@ RESULTS = ROOT / "bench" / "results.json"
 DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- table of make bench -->", "<!-- end of the table -->"
 
+# What parts of one container's life may take, in ms: name, the phases of the daemon that make it up, limit.
+PHASE_BUDGETS = (
+    ("parse, validate, compile", ("read", "compile"), 1.0),
+    ("cgroup made", ("cgroup",), 1.0),
+    ("clone3 to ready", ("launch", "until ready"), 3.0),
+    ("start to execve", ("executed",), 0.8),
+)
+
 Phases = Mapping[str, Mapping[str, float]]
 
 
@@ -70,7 +78,15 @@ def markdown(where: Mapping[str, str], rows: Sequence[Row], phases: Phases) -> s
     lines += ["", "Inside the daemon, one container over one call:", ""]
     lines += ["| phase | median ms | 90 % |", "| --- | ---: | ---: |"]
     lines += [f"| {name} | {f['median']:.2f} | {f['p90']:.2f} |" for name, f in phases.items()]
+    lines += ["", "| budget | ms | limit | |", "| --- | ---: | ---: | --- |"]
+    lines += [_budget_line(name, parts, limit, phases) for name, parts, limit in PHASE_BUDGETS]
     return "\n".join(lines)
+
+
+def _budget_line(name: str, parts: Sequence[str], limit: float, phases: Phases) -> str:
+    """A budget of PHASE_BUDGETS against the sum of its phases' medians."""
+    spent = sum(phases[part]["median"] for part in parts if part in phases)
+    return f"| {name} | {spent:.2f} | {limit} | {'met' if spent <= limit else 'missed'} |"
 
 
 def _table_line(row: Row) -> str:
