@@ -37,7 +37,8 @@ from shimd.oci.features import features
 from shimd.plan.mount_options import OPTION_NAMES
 from shimd.plan.seccomp import libseccomp_version
 from shimd.rpc.front import Front
-from shimd.rpc.grpc import Service, build_server, set_serving
+from shimd.rpc.grpc import build_server, set_serving
+from shimd.rpc.service import Service
 from shimd.runtime.container import Runtime
 from shimd.runtime.launch import KeeperLauncher
 from shimd.service import recovery

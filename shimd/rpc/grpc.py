@@ -1,20 +1,14 @@
-"""The gRPC server: services in, status codes out, health and reflection beside them.
-
-A service is an object with one coroutine method (or asynchronous generator, for streams) per RPC, named like the RPC
-in snake case, that takes a Call and the request. It knows nothing of gRPC, raises our errors, and so serves other
-transports unchanged.
-"""
+"""The gRPC server: services in, status codes out, health and reflection beside them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -22,30 +16,17 @@ from grpc_reflection.v1alpha import reflection
 
 from shimd.errors import InvalidArgument
 from shimd.rpc.identifiers import check_identifier
+from shimd.rpc.service import DEFAULT_NAMESPACE, Call, Service, rpc_name
 from shimd.rpc.status import status_of
+
+__all__ = ["Call", "Service", "build_server", "namespace_of", "rpc_name", "set_serving"]
 
 NAMESPACE_KEY = "containerd-namespace"
 HINT_KEY = "shimd-hint-bin"
-DEFAULT_NAMESPACE = "default"
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-_WORD = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-class Call(NamedTuple):
-    """What a service may know of a call beside its request."""
-
-    namespace: str
-    method: str
-
-
-class Service(NamedTuple):
-    """``implementation`` served as ``descriptor``; the same object may serve several descriptors."""
-
-    descriptor: ServiceDescriptor
-    implementation: object
 
 
 class Health(Protocol):
@@ -87,11 +68,6 @@ async def set_serving(health_servicer: Health, names: Iterable[str], *, serving:
     value = status.SERVING if serving else status.NOT_SERVING
     for name in ("", *names):
         await health_servicer.set(name, value)
-
-
-def rpc_name(method: str) -> str:
-    """``CreateTask`` -> ``create_task``, ``CloseIO`` -> ``close_io``."""
-    return _WORD.sub("_", method).lower()
 
 
 def _handlers(service: Service) -> grpc.GenericRpcHandler[Any, Any]:

@@ -16,7 +16,7 @@ from shimd.errors import FailedPrecondition, InvalidArgument, NotFound
 from shimd.events.bus import Delivery, EventBus
 from shimd.events.model import Filter
 from shimd.oci.read import read_process
-from shimd.rpc.grpc import Call
+from shimd.rpc.service import Call
 from shimd.service import convert, describe
 from shimd.service.control import Control
 from shimd.service.lifecycle import CreateRequest, ExecRequest, Lifecycle

@@ -13,7 +13,7 @@ from shimd.api.containerd import process_pb2, runc_options_pb2
 from shimd.api.containerd import task_v3_pb2 as api
 from shimd.errors import Unimplemented
 from shimd.oci.read import read_process, read_resources
-from shimd.rpc.grpc import Call
+from shimd.rpc.service import Call
 from shimd.service import convert
 from shimd.service.control import Control
 from shimd.service.lifecycle import CreateRequest, ExecRequest, Lifecycle
