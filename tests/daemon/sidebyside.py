@@ -20,9 +20,11 @@ EXPLAINED = (
     # What runs are told apart by, not runtimes.
     (r"(?m)^\d+ \d+ \d+:\d+ ", ""),  # the numbers of a mount and of a device without one
     (r"(?m)^\S+ / ", "ROOTFS / "),
+    # Warnings, which shimd has in the Created event.
+    (r'(?m)^time="[^"]*" level=warning .*\n', ""),
     # runc's threads have taken numbers of the pid namespace.
     (r"(?m)^(NS\w+):\t\d+$", r"\1: N"),
-    # runc before 1.2 mounts a new tmpfs with few options over each masked folder; we have one for all, with all of them.
+    # runc before 1.2 mounts a new tmpfs with few options over each masked folder; we have one for all.
     (r"(?m)^/ (\S+) ro,(nosuid,nodev,noexec,)?relatime - tmpfs (tmpfs ro|none ro,size=4k,nr_inodes=1)$", r"masked \1"),
     # The tmpfs that holds the views of v1 hierarchies: config.json asks for a read-only one, runc leaves it writable.
     (r"(?m)^/ /sys/fs/cgroup r[wo],", "/ /sys/fs/cgroup "),

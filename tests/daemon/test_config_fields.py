@@ -1,0 +1,42 @@
+"""Each field of config.json does what it says, and what runc makes of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.cases import Case, host_folder, spec_of
+from tests.daemon.cases_process import PROCESS
+from tests.daemon.sidebyside import difference, run_with_runc, run_with_shimd, tidy
+from tests.support.client import Client
+from tests.support.fixtures import MakeBundle
+from tests.support.rootfs import busybox_rootfs
+
+
+@pytest.fixture
+def host(place: Path) -> Iterator[Path]:
+    """``{host}`` of the cases: a folder with another mount below it."""
+    folder = host_folder(place / "host")
+    subprocess.run(["mount", "-t", "tmpfs", "below", folder / "data/below"], check=True)
+    (folder / "data/below/deep").write_text("below\n")
+    yield folder
+    subprocess.run(["umount", folder / "data/below"], check=True)
+
+
+@pytest.mark.parametrize("case", PROCESS, ids=str)
+def test_field(client: Client, bundle: MakeBundle, place: Path, container_id: str, host: Path, case: Case) -> None:
+    spec = spec_of(case, host)
+    spec["linux"].setdefault("cgroupsPath", f"/{container_id}")
+    ours = run_with_shimd(client, bundle(spec, busybox_rootfs(place / "rootfs1")), container_id)
+    assert ours.code == 0, ours.output
+    if case.expected is not None:
+        assert tidy(ours.output) == case.expected
+    if not case.alone and shutil.which("runc"):
+        theirs = run_with_runc(bundle(spec, busybox_rootfs(place / "rootfs2")), container_id)
+        assert theirs.code == 0, theirs.output
+        report = difference(ours.output, theirs.output)
+        assert not report, report
