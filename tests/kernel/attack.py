@@ -13,8 +13,8 @@ from tests.support.rootfs import ETC, FOLDERS
 from tests.support.specs import runc_default
 
 APPLETS = (
-    "cat chmod cp cut dd echo env grep head id kill ln ls mkdir mknod mount mv od printf ps pwd readlink rm sed sh sleep "
-    "sort stat sysctl test touch tr true tty umount wc"
+    "cat chmod cp cut dd echo env grep head id kill ln ls mkdir mknod mount mv od printf ps pwd readlink rm sed sh "
+    "sleep sort stat sysctl test touch tr true tty umount wc"
 )
 
 ODD: dict[str, Callable[[Path], None]] = {
@@ -53,7 +53,8 @@ def shell(script: str, *, without: str = "", **process: Any) -> dict[str, Any]:
 
 def sleeper(*capabilities: str) -> dict[str, Any]:
     """A container to attack from, or into, with capabilities beside the default ones."""
-    spec = shell("exec sleep 1000")
+    spec = shell("")
+    spec["process"]["args"] = ["/bin/sleep", "1000"]
     for kind in spec["process"]["capabilities"].values():
         kind += capabilities
     return spec
