@@ -129,7 +129,7 @@ def close_descriptors(ctx: Context, op: ops.CloseFds) -> None:
 
 
 def reset_signals(ctx: Context, op: ops.ResetSignals) -> None:
-    process.reset_signals()
+    process.reset_ignored_signals()
     if op.death_signal:
         process.set_pdeathsig(op.death_signal)
 

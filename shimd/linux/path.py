@@ -52,8 +52,27 @@ def mkdir_all_in_root(root_fd: int, path: str, mode: int) -> int:
         try:
             return open_in_root(root_fd, path, os.O_PATH | os.O_DIRECTORY)
         except FileNotFoundError:
-            path = _make_missing(root_fd, path, mode)
+            if not _make_last(root_fd, path, mode):
+                path = _make_missing(root_fd, path, mode)
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+def _make_last(root_fd: int, path: str, mode: int) -> bool:
+    """The usual case at little cost: only the last part is missing. False when it is not so plain."""
+    parent, _, name = path.rstrip("/").rpartition("/")
+    if name in ("", ".", ".."):
+        return False
+    try:
+        fd = open_in_root(root_fd, parent or "/", os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    try:
+        os.mkdir(name, mode, dir_fd=fd)
+    except FileExistsError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def _make_missing(root_fd: int, path: str, mode: int) -> str:

@@ -7,6 +7,7 @@ Python's own state is put right by the same three functions that os.fork uses.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # no enum members made of numbers, as signal does; no stub exists
 import ctypes
 import os
 import signal
@@ -238,6 +239,18 @@ def reset_signals() -> None:
             syscall(NR["rt_sigaction"], number, bytes(SIGACTION_SIZE), None, SIGSET_SIZE)
         elif number not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def reset_ignored_signals() -> None:
+    """What ``reset_signals`` does, right before execve(2) and at the price of few system calls: execve resets caught
+    signals by itself, and Python knows which it found or made ignored.
+    """
+    for number in range(1, signal.NSIG):
+        if number in GLIBC_SIGNALS:
+            syscall(NR["rt_sigaction"], number, bytes(SIGACTION_SIZE), None, SIGSET_SIZE)
+        elif _signal.getsignal(number) == _signal.SIG_IGN:
+            _signal.signal(number, _signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

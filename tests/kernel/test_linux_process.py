@@ -217,6 +217,18 @@ def test_reset_signals_undoes_what_posix_spawn_ignores() -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
+def test_ignored_signals_are_reset_before_an_execve() -> None:
+    def check() -> None:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+        process.reset_ignored_signals()
+        status = dict(line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines())
+        assert (status["SigIgn"], status["SigBlk"]) == ("0" * 16,) * 2
+
+    run_in_child(check)
+
+
 def test_session_keyring() -> None:
     def check() -> None:
         serial = process.keyctl_join_session_keyring("shimd-test")
