@@ -3,12 +3,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from shimd.rpc import front as module
 from shimd.rpc.front import Front
 
 
@@ -81,20 +81,31 @@ async def test_client_that_goes_away(front: str) -> None:
     await writer.wait_closed()
 
 
-async def test_stranger_is_turned_away(front: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class StrangersOnly(socket.socket):
+    """A listener whose peers the kernel says are somebody else."""
 
-    class Credentials:
-        size = module._UCRED.size
+    def accept(self) -> tuple[socket.socket, object]:
+        peer, address = super().accept()
+        return Stranger(fileno=peer.detach()), address
 
-        @staticmethod
-        def unpack(_: bytes) -> tuple[int, ...]:
-            return (4711, 65534, 65534)
 
-    monkeypatch.setattr(module, "_UCRED", Credentials)
-    reader, writer = await asyncio.open_unix_connection(front)
+class Stranger(socket.socket):
+    def getsockopt(self, level: int, option: int, size: int = 0) -> bytes:  # type: ignore[override]
+        assert (level, option) == (socket.SOL_SOCKET, socket.SO_PEERCRED)
+        return struct.pack("3i", 4711, 65534, 65534)
+
+
+async def test_stranger_is_turned_away(tmp_path: Path) -> None:
+    listener = StrangersOnly(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "public"))
+    listener.listen()
+    running = Front(listener, str(tmp_path / "never"), frozenset({1000}))
+    running.start()
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "public"))
     assert await reader.read(1) == b""
     writer.close()
     await writer.wait_closed()
+    running.close()
 
 
 async def test_no_server_behind(tmp_path: Path) -> None:
