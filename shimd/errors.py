@@ -1,7 +1,7 @@
 """The errors that shimd reports, one class per meaning that a caller branches on.
 
-A message is *attempt + object*, lower case, without a full stop; a cause is chained with ``from`` and its errno text comes
-last. Advice for a person is a second field, ``hint``, which only the command lines print. ``OSError`` from
+A message is *attempt + object*, lower case, without a full stop; a cause is chained with ``from`` and its errno text
+comes last. Advice for a person is a second field, ``hint``, which only the command lines print. ``OSError`` from
 ``shimd.linux`` passes unchanged until a layer that knows what was attempted wraps it.
 """
 
@@ -85,7 +85,7 @@ class DeadlineExceeded(ShimdError):
 
 
 class RuntimeFailure(ShimdError):
-    """The kernel, a hook or the program refused: a container or process could not be made (reported as gRPC UNKNOWN)."""
+    """The kernel, a hook or the program refused: a container or process could not be made (gRPC UNKNOWN)."""
 
 
 class InternalError(ShimdError):

@@ -74,7 +74,7 @@ class EventBus:
         self._wake()
 
     async def subscribe(self, wanted: Filter, *, since: int = 0, follow: bool = True) -> AsyncIterator[Delivery]:
-        """Events that match ``wanted``, from number ``since`` on (0: only new ones); without ``follow`` only kept ones."""
+        """Events that match ``wanted`` from number ``since`` on (0: new ones); without ``follow`` only kept ones."""
         position = since or self._next
         while True:
             missed = max(0, self._oldest - position)
