@@ -11,6 +11,7 @@ from typing import Any
 
 from shimd.host.facts import HostFacts
 from shimd.keeper.client import KeeperClient, read_exits, spawn_keeper
+from shimd.linux.process import set_child_subreaper
 from shimd.oci.model import Process
 from shimd.oci.read import read_process
 from shimd.runtime.container import Container, CreateOptions, ExecOptions, ExecProcess, Runtime, Stdio
@@ -137,16 +138,18 @@ class Rig:
 def keeper_launcher(place: Path) -> Iterator[KeeperLauncher]:
     """A keeper of the test's own, which must have nothing left in the end."""
     place.mkdir(mode=0o700)
-    spawn_keeper(str(place))
-    with KeeperClient.connect(str(place)) as client:
-        keeper = os.pidfd_open(client.hello())
-        try:
-            yield KeeperLauncher(client)
-            left = client.list()
-            assert left.alive == {}
-            assert left.held == ()
-            assert left.exits == ()
-        finally:
-            client.stop(force=True)
-            wait.exited(keeper, what="the keeper's end")
-            os.close(keeper)
+    # The keeper is nobody's child; whoever runs the tests as process 1 may take seconds to reap it.
+    set_child_subreaper(1)
+    try:
+        spawn_keeper(str(place))
+        with KeeperClient.connect(str(place)) as client:
+            keeper = client.hello()
+            try:
+                yield KeeperLauncher(client)
+                left = client.list()
+                assert (left.alive, left.held, left.exits) == ({}, (), ())
+            finally:
+                client.stop(force=True)
+                os.waitpid(keeper, 0)
+    finally:
+        set_child_subreaper(0)
