@@ -43,6 +43,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """A run that makes containers has mounts of its own, and lets other such runs know of it."""
     if session.config.option.collectonly:
         return
+    own.take_signals_back()
     own.mark_processes()
     if any(item.get_closest_marker("root") for item in session.items) and not lack("root"):
         session.config.stash[presence_key] = own.Presence()

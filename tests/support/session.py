@@ -16,6 +16,9 @@ from pathlib import Path
 
 PR_SET_TIMERSLACK = 29
 CLONE_NEWNS = 0x00020000
+RT_SIGACTION = {"x86_64": 13, "aarch64": 134}
+SIGACTION_SIZE = 32
+GLIBC_SIGNALS = (32, 33)
 MS_REC, MS_SLAVE = 0x4000, 0x80000
 
 TAG = f"shimd-test-{os.getpid()}"
@@ -30,6 +33,15 @@ def _check(result: int, attempt: str) -> None:
     if result != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), attempt)
+
+
+def take_signals_back() -> None:
+    """Undo what make leaves to its children: glibc's posix_spawn ignores the two signals of its threads for them, and a
+    program of ours or of a peer would inherit that. Neither glibc nor Python lets them be set.
+    """
+    for number in GLIBC_SIGNALS:
+        default = ctypes.create_string_buffer(SIGACTION_SIZE)
+        _check(_libc.syscall(RT_SIGACTION[os.uname().machine], number, default, None, 8), "rt_sigaction")
 
 
 def mark_processes() -> None:
