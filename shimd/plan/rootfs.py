@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shimd.linux.mount import MS_PRIVATE, MS_REC, MS_SLAVE
+from shimd.linux.mount import MS_PRIVATE, MS_REC, MS_SLAVE, MS_UNBINDABLE
 from shimd.linux.process import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER
 from shimd.oci import model, statejson
 from shimd.oci.values import rooted, sysctl_path
@@ -97,4 +97,6 @@ def hook_specs(hooks: tuple[model.Hook, ...]) -> tuple[ops.HookSpec, ...]:
 def _propagation(spec: model.Spec, namespaces: Layout) -> int:
     if not namespaces.all & CLONE_NEWNS:
         return 0
-    return PROPAGATION.get(spec.linux.rootfs_propagation or "", MS_SLAVE | MS_REC)
+    wanted = PROPAGATION.get(spec.linux.rootfs_propagation or "", 0)
+    # An unbindable rootfs could not be bound on itself: it becomes that when it is entered.
+    return MS_SLAVE | MS_REC if not wanted or wanted & MS_UNBINDABLE else wanted

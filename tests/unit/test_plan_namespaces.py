@@ -182,7 +182,7 @@ def test_exec_of_one_without_privileges_enters_the_user_namespace_first() -> Non
         ("rslave", MS_SLAVE | MS_REC, []),
         ("shared", MS_SHARED, [MS_SHARED]),
         ("rshared", MS_SHARED | MS_REC, [MS_SHARED | MS_REC]),
-        ("runbindable", MS_UNBINDABLE | MS_REC, [MS_UNBINDABLE | MS_REC]),
+        ("runbindable", MS_SLAVE | MS_REC, [MS_UNBINDABLE | MS_REC]),
     ],
 )
 def test_propagation(propagation: str | None, prepared: int, after: list[int]) -> None:
