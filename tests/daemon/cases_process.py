@@ -66,7 +66,7 @@ PROCESS = (
             ]
         },
         "cat /proc/self/limits",
-    ),  # fmt: skip
+    ),
     Case("no limits", {"process/rlimits": []}, "cat /proc/self/limits"),
     Case("no capabilities", {"process/capabilities": {}}, CAPABILITIES),
     Case(
@@ -88,7 +88,7 @@ PROCESS = (
             )
         },
         CAPABILITIES,
-    ),  # fmt: skip
+    ),
     Case(
         "ambient capabilities of a user",
         {
@@ -142,14 +142,14 @@ PROCESS = (
         "ionice -p 1; ionice",
         "best-effort: prio 6\nbest-effort: prio 6\n",
         alone=NEWER,
-    ),  # fmt: skip
+    ),
     Case(
         "idle I/O",
         {"process/ioPriority": {"class": "IOPRIO_CLASS_IDLE", "priority": 0}},
         "ionice",
         "idle\n",
         alone=NEWER,
-    ),  # fmt: skip
+    ),
     Case("personality", {"linux/personality": {"domain": "LINUX32"}}, "uname -m", "i686\n", alone=NEWER),
     Case("plain personality", {"linux/personality": {"domain": "LINUX"}}, "uname -m", alone=NEWER),
 )

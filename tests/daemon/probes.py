@@ -22,7 +22,8 @@ PROBES = {
     ' coredump_filter timerslack_ns timens_offsets comm attr/current; do echo "$f: $(cat $f 2>&1)"; done; cd /',
     "scheduling": "grep -E '^(policy|prio)' /proc/1/sched; cut -d' ' -f 4-8,18,19,40,41 /proc/1/stat",
     "sysctls": "cd /proc/sys; for f in net/ipv4/ip_forward net/ipv4/ping_group_range"
-    ' net/ipv4/ip_unprivileged_port_start net/core/somaxconn kernel/shmmax kernel/msgmax kernel/sem fs/mqueue/msg_max; do echo "$f: $(cat $f 2>&1)"; done;'
+    " net/ipv4/ip_unprivileged_port_start net/core/somaxconn kernel/shmmax kernel/msgmax kernel/sem"
+    ' fs/mqueue/msg_max; do echo "$f: $(cat $f 2>&1)"; done;'
     " cd /",
     "keyrings": "cat /proc/keys | wc -l",
     "masked": "for f in /proc/acpi /proc/asound /proc/kcore /proc/keys /proc/latency_stats /proc/timer_list"

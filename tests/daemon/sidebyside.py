@@ -22,6 +22,8 @@ EXPLAINED = (
     (r"(?m)^\S+ / ", "ROOTFS / "),
     # Warnings, which shimd has in the Created event.
     (r'(?m)^time="[^"]*" level=warning .*\n', ""),
+    # A tmpfs has the mode of the folder beneath; runc 1.1 changes it afterwards, so it is no option.
+    (r"(?m)^(/mnt .* tmpfs rw\S*),mode=755", r"\1"),
     # runc's threads have taken numbers of the pid namespace.
     (r"(?m)^(NS\w+):\t\d+$", r"\1: N"),
     # runc before 1.2 mounts a new tmpfs with few options over each masked folder; we have one for all.

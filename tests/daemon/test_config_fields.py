@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.cases import Case, host_folder, spec_of
+from tests.daemon.cases_linux import LINUX
+from tests.daemon.cases_mounts import MOUNTS
 from tests.daemon.cases_process import PROCESS
 from tests.daemon.sidebyside import difference, run_with_runc, run_with_shimd, tidy
 from tests.support.client import Client
@@ -27,7 +29,7 @@ def host(place: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder / "data/below"], check=True)
 
 
-@pytest.mark.parametrize("case", PROCESS, ids=str)
+@pytest.mark.parametrize("case", [*PROCESS, *MOUNTS, *LINUX], ids=str)
 def test_field(client: Client, bundle: MakeBundle, place: Path, container_id: str, host: Path, case: Case) -> None:
     spec = spec_of(case, host)
     spec["linux"].setdefault("cgroupsPath", f"/{container_id}")
