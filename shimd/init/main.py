@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterable
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from typing import NoReturn
@@ -35,9 +36,11 @@ def run_child(steps: bytes, slots: Slots) -> NoReturn:
 
 def enter(slots: Slots) -> Context:
     """Shut the process off: not dumpable, so that nobody in a namespace that it joins can trace it or open its
-    descriptors (CVE-2016-9962); a session of its own; no descriptor of the parent.
+    descriptors (CVE-2016-9962); a session of its own; no descriptor of the parent; no more imports, which would take
+    code from the container's file system.
     """
     process.set_dumpable(0)
+    sys.meta_path.clear()
     os.setsid()
     gc.disable()  # a collection would write to every page that is shared with the parent
     bound = {name: fd if fd > 2 else fcntl(fd, F_DUPFD_CLOEXEC, 3) for name, fd in slots}
