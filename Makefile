@@ -5,8 +5,6 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# Debian's own interpreter, whatever else comes first in PATH: the keeper clones it, and its libraries are patched by apt.
-BASE_PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON := $(BIN)/python
@@ -14,7 +12,7 @@ READY := $(VENV)/.ready
 
 # Debian packages by purpose; NAME=PROOF as tools/need-packages takes it.
 RUN_PACKAGES := python3-venv=/usr/share/doc/python3-venv libseccomp2 busybox-static=busybox
-TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc shellcheck=shellcheck util-linux=unshare \
+TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc crun=crun shellcheck=shellcheck util-linux=unshare \
 	golang-github-containers-common=/usr/share/containers/seccomp.json
 BENCH_PACKAGES := $(RUN_PACKAGES) runc=runc crun=crun
 LAB_PACKAGES := $(TEST_PACKAGES) user-mode-linux=linux.uml dbus=dbus-daemon apparmor=apparmor_parser iproute2=ip
@@ -33,11 +31,7 @@ venv: $(READY) ## Make the Python environment in .venv
 
 $(READY): pyproject.toml
 	@tools/need-packages $(RUN_PACKAGES)
-	@"$(BASE_PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shimd needs Python 3.11 or newer")'
-	@echo "making $(VENV) with $$("$(BASE_PYTHON)" --version)"
-	@"$(BASE_PYTHON)" -m venv "$(VENV)"
-	@# compat: one line in a .pth file instead of an import hook in every start of the interpreter
-	@"$(PYTHON)" -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e '.[dev]'
+	@tools/make-venv "$(VENV)"
 	@touch "$@"
 
 .PHONY: demo
