@@ -10,25 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
-import struct
 from collections.abc import Callable
 from contextlib import suppress
 
+from shimd.rpc.peer import may_connect
+
 _CHUNK = 64 * 1024
-_UCRED = struct.Struct("3i")
 
 _log = logging.getLogger(__name__)
 
 
 class Front:
-    """Listens on ``listener`` and relays the connections of ``allowed_uids`` to ``inner`` (a path); root may always."""
+    """Listens on ``listener`` and relays the connections of who may connect to ``inner`` (a path)."""
 
     def __init__(self, listener: socket.socket, inner: str, allowed_uids: frozenset[int]) -> None:
         self._listener = listener
         self._inner = inner
-        self._allowed_uids = allowed_uids | {0, os.geteuid()}
+        self._allowed_uids = allowed_uids
         self._links: set[_Link] = set()
         self._loop = asyncio.get_running_loop()
 
@@ -59,9 +58,7 @@ class Front:
             self._admit(client)
 
     def _admit(self, client: socket.socket) -> None:
-        pid, uid, _gid = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        if uid not in self._allowed_uids:
-            _log.warning("refused a connection of uid %d (process %d)", uid, pid)
+        if not may_connect(client, self._allowed_uids):
             client.close()
             return
         inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)

@@ -67,6 +67,14 @@ class Status(NamedTuple):
     hint: str = ""
 
 
+class StatusError(Exception):
+    """What a server answered to a call of ours, or, with UNAVAILABLE, that there is no server."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def status_of(error: BaseException, *, what: str) -> Status:
     """The status of ``error``; one that nobody foresaw is logged with its traceback, which the caller never sees."""
     for cls in type(error).__mro__:
