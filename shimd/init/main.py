@@ -11,19 +11,19 @@ from collections.abc import Iterable
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from typing import NoReturn
 
-from shimd.errors import InternalError
 from shimd.init.context import Aborted, Context
 from shimd.init.execute import execute
 from shimd.init.handshake import Failure
 from shimd.linux import process
-from shimd.plan.wire import loads
+from shimd.plan.ops import Step
 
 FAILED = 1
+NAME = "shimd:[init]"  # in ps, up to the execve
 
 Slots = tuple[tuple[str, int], ...]  # (name, descriptor), as in LaunchRequest.fds
 
 
-def run_child(steps: bytes, slots: Slots) -> NoReturn:
+def run_child(steps: tuple[Step, ...], slots: Slots) -> NoReturn:
     """Carry out the plan and never return. ``slots`` are the only descriptors that stay open, beside 0, 1 and 2."""
     try:
         ctx = enter(slots)
@@ -58,10 +58,8 @@ def close_others(keep: Iterable[int]) -> None:
     process.close_range(first, process.MAX_FD, 0)
 
 
-def _run(ctx: Context, steps: bytes) -> Failure | None:
+def _run(ctx: Context, steps: tuple[Step, ...]) -> Failure | None:
     try:
-        return execute(ctx, loads(steps))
+        return execute(ctx, steps)
     except Aborted:
         return None
-    except InternalError as e:
-        return Failure(-1, "", "", "read the plan", 0, str(e))

@@ -227,10 +227,11 @@ def hook(script: str, env: tuple[str, ...] = (), timeout: int = 0) -> ops.HookSp
 
 
 def test_hooks_get_the_state_and_exactly_their_environment(busybox: Path, tmp_path: Path) -> None:
-    script = f"cat > {tmp_path}/state; set > {tmp_path}/env; echo $0 > {tmp_path}/args"
+    script = f"cat > {tmp_path}/state; set > {tmp_path}/env; pwd > {tmp_path}/cwd"
     outcome = run(*in_rootfs(busybox, hooks(hook(script, ("A=1",)))), *program("/bin/true"))
     assert outcome.failure is None
     assert json.loads((tmp_path / "state").read_text()) == {"id": "x", "pid": 1, "status": "creating"}
+    assert (tmp_path / "cwd").read_text() == f"{busybox}\n"
     names = {line.split("=")[0] for line in (tmp_path / "env").read_text().splitlines()}
     assert "A" in names
     assert not names & {"HOME", "LANG", "SHELL", "USER"}
@@ -338,6 +339,6 @@ def test_init_cannot_be_traced_or_looked_into_from_inside(busybox: Path, place: 
     assert os.stat(f"/proc/{gate.pid}/environ").st_uid == 0
     with open(f"/proc/{gate.pid}/status") as status:
         fields = dict(line.rstrip("\n").split(":\t", 1) for line in status)
-    assert fields["Name"] != "python"
+    assert fields["Name"] == "shimd:[init]"
     assert handshake.start(gate.path) is None
     gate.end()

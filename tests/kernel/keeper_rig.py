@@ -1,0 +1,85 @@
+"""A keeper of a test's own."""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
+from contextlib import closing, suppress
+from pathlib import Path
+
+from shimd.errors import Unavailable
+from shimd.init import handshake
+from shimd.init.request import Launched
+from shimd.keeper.client import Exit, KeeperClient, read_exits, spawn_keeper
+from shimd.linux.process import set_child_subreaper
+from shimd.plan import ops
+from tests.kernel import init_rig as rig
+from tests.kernel.init_rig import request
+from tests.support import wait
+
+
+class Keeper:
+    """A keeper of this test, and what its processes say and print."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        set_child_subreaper(1)  # to reap the keeper, which detaches from whoever starts it
+        spawn_keeper(str(place))
+        self.client = KeeperClient.connect(str(place))
+        self.pid = self.client.hello()
+        self.pidfd = os.pidfd_open(self.pid)
+        self.exits = self.client.subscribe()
+        self._seen: dict[str, Exit] = {}
+
+    def close(self) -> None:
+        self.exits.close()
+        try:
+            self.client.stop(force=True)
+        except Unavailable:
+            assert not rig.is_alive(self.pidfd)
+        self.client.close()
+        self.reap()
+
+    def reap(self) -> None:
+        wait.exited(self.pidfd, what="the keeper's end")
+        os.close(self.pidfd)
+        with suppress(ChildProcessError):
+            while True:  # the keeper, and what it had not reaped yet
+                os.waitpid(-1, 0)
+        set_child_subreaper(0)
+
+    def launch(self, name: str, *operations: ops.Op, exit_file: str = "", **fields: object) -> tuple[Launched, socket]:
+        control, control_child = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        slots = {"control": control_child.fileno(), **fields.pop("fds", {})}  # type: ignore[dict-item]
+        made = request(operations, fds=slots, name=name, **fields)._replace(exit_file=exit_file)  # type: ignore[arg-type]
+        try:
+            return self.client.launch(made), control
+        except BaseException:
+            control.close()
+            raise
+        finally:
+            control_child.close()
+
+    def run(self, name: str, *operations: ops.Op, **fields: object) -> tuple[handshake.Failure | None, Exit]:
+        launched, control = self.launch(name, *operations, **fields)  # type: ignore[arg-type]
+        with closing(control):
+            messages = rig.converse(control, launched.pid)
+        os.close(launched.pidfd)
+        failures = [message.failure for message in messages if message.failure is not None]
+        return failures[0] if failures else None, self.exit(name)
+
+    def exit(self, name: str) -> Exit:
+        while name not in self._seen:
+            wait.readable(self.exits.fileno(), what=f"the exit of {name}")
+            exits = read_exits(self.exits)
+            assert exits is not None, "the keeper is gone"
+            self._seen |= {entry.name: entry for entry in exits}
+        return self._seen.pop(name)
+
+    def fds(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def memory(self) -> int:
+        """Private memory in kB."""
+        with open(f"/proc/{self.pid}/smaps_rollup") as file:
+            return sum(int(line.split()[1]) for line in file if line.startswith("Private_"))
