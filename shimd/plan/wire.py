@@ -81,6 +81,13 @@ _NESTED: dict[type[Any], tuple[tuple[int, type[Any], bool], ...]] = {
 }
 _NESTED[ops.RunHooks] = ((ops.RunHooks._fields.index("hooks"), ops.HookSpec, True),)
 
+# By opcode: the class, the number of its fields, its records. ``_new`` instead of a call of the class, which would run
+# a function of that class: in a process that was just forked each one costs copies of pages.
+_SHAPES = {
+    opcode: (operation, len(operation._fields), _NESTED.get(operation, ())) for opcode, operation in OPCODES.items()
+}
+_new: Any = tuple.__new__
+
 # Version 2 has no back references: equal plans are equal bytes, whoever else holds the strings.
 _MARSHAL_VERSION = 2
 
@@ -115,15 +122,18 @@ def _flat(step: ops.Step) -> tuple[Any, ...]:
 def _step(row: Any) -> ops.Step:
     try:
         opcode, origin, *fields = row
-        operation = OPCODES[opcode]
-        for index, record, many in _NESTED.get(operation, ()):
+        operation, count, nested = _SHAPES[opcode]
+        if len(fields) != count:
+            raise InternalError(f"decode plan: {operation.__name__} has {count} fields, not {len(fields)}")
+        for index, record, many in nested:
             value = fields[index]
             fields[index] = tuple([record(*item) for item in value]) if many else record(*value)
-        return ops.Step(operation(*fields), origin)
+        step: ops.Step = _new(ops.Step, (_new(operation, fields), origin))
     except KeyError as e:
         raise InternalError(f"decode plan: unknown opcode {e}") from e
     except (ValueError, TypeError, IndexError) as e:
         raise InternalError(f"decode plan: {e}") from e
+    return step
 
 
 def to_json(plan: ops.Plan) -> dict[str, Any]:
