@@ -14,7 +14,9 @@ from shimd.linux.mount import (
     MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
+    MOVE_MOUNT_F_EMPTY_PATH,
     mount_setattr,
+    move_mount,
 )
 from shimd.plan import ops
 
@@ -35,7 +37,11 @@ def mount_cgroup1(ctx: Context, op: ops.MountCgroup1) -> None:
             attach(ctx, top, target, op.target)
             for name, fstype, options, source in op.hierarchies:
                 tree = _hierarchy(fstype, options, source, op.attr.set)
-                _attach_hierarchy(ctx, tree, f"{op.target}/{name}", op.more)
+                # By the directory that was just made: nobody else has a descriptor of this tmpfs yet.
+                move_mount(tree, "", top, name, MOVE_MOUNT_F_EMPTY_PATH)
+                for more in op.more:
+                    apply(tree, more)
+                os.close(tree)
             if op.readonly:
                 mount_setattr(top, "", AT_EMPTY_PATH, set=MOUNT_ATTR_RDONLY)
             for more in op.more:
@@ -52,15 +58,6 @@ def _hierarchy(fstype: str, options: str, source: str, attrs: int) -> int:
     tree = clone_tree(source, recursive=False)
     mount_setattr(tree, "", AT_EMPTY_PATH, set=attrs)
     return tree
-
-
-def _attach_hierarchy(ctx: Context, tree: int, path: str, more: tuple[ops.MountAttr, ...]) -> None:
-    target = open_directory(ctx, path)
-    attach(ctx, tree, target, path)
-    for attr in more:
-        apply(tree, attr)
-    os.close(target)
-    os.close(tree)
 
 
 def mount_cgroup2(ctx: Context, op: ops.MountCgroup2) -> None:
