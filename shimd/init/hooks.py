@@ -22,6 +22,8 @@ _NOT_EXECUTED = 127
 
 def run_hooks(ctx: Context, op: ops.RunHooks) -> None:
     state = str(os.getpid()).join(op.state)
+    if op.kind == "createContainer":
+        os.fchdir(ctx.root)  # as runc has it; a hook that works on the rootfs need not parse the bundle for it
     for index, hook in enumerate(op.hooks):
         problem = run_hook(hook, state.encode())
         if problem:
