@@ -16,7 +16,7 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 from collections.abc import Callable
 from typing import NoReturn
 
-from shimd.errors import RuntimeFailure
+from shimd.errors import InternalError, RuntimeFailure
 from shimd.init.context import Context
 from shimd.init.execute import execute
 from shimd.init.handshake import Failure, decode
@@ -27,6 +27,8 @@ from shimd.plan import ops
 from shimd.plan.wire import loads
 
 _MAX_REPORT = 32 * 1024
+
+Steps = tuple[ops.Step, ...]
 
 
 class Pending:
@@ -68,29 +70,33 @@ def clone_into_plan(request: LaunchRequest) -> Launched:
 def start_clone(request: LaunchRequest, in_child: Callable[[], None] = _nothing) -> Launched | Pending:
     """As ``clone_into_plan``, without waiting for a stage. ``in_child`` undoes what the launcher did to itself."""
     try:
+        # Here and not in the child, where every page that is written to has to be copied first.
+        steps = loads(request.steps)
         if not request.stage:
-            return _clone(request, in_child)
-        steps = loads(request.stage)
-        slot = _pid_namespace_alone(steps)
+            return _clone(request, steps, in_child)
+        stage = loads(request.stage)
+        slot = _pid_namespace_alone(stage)
         if slot:
-            return _clone_in_pid_namespace(request, slot, in_child)
-        return _start_stage(request, steps, in_child)
+            return _clone_in_pid_namespace(request, steps, slot, in_child)
+        return _start_stage(request, stage, steps, in_child)
+    except InternalError as e:
+        raise RuntimeFailure(f"make process: {e}") from e
     except OSError as e:
         raise RuntimeFailure(f"make process: {e.strerror}") from e
 
 
-def _clone(request: LaunchRequest, in_child: Callable[[], None]) -> Launched:
+def _clone(request: LaunchRequest, steps: Steps, in_child: Callable[[], None]) -> Launched:
     pid, pidfd = process.clone3(request.clone, cgroup_fd=request.cgroup_fd)
     if pid == 0:
         try:
             in_child()
-            run_child(request.steps, request.fds)
+            run_child(steps, request.fds)
         finally:
             os._exit(FAILED)
     return Launched(pid, pidfd)
 
 
-def _pid_namespace_alone(steps: tuple[ops.Step, ...]) -> str:
+def _pid_namespace_alone(steps: Steps) -> str:
     """The slot of the pid namespace when joining it is all that the stage does."""
     if len(steps) == 1:
         op = steps[0].op
@@ -99,26 +105,26 @@ def _pid_namespace_alone(steps: tuple[ops.Step, ...]) -> str:
     return ""
 
 
-def _clone_in_pid_namespace(request: LaunchRequest, slot: str, in_child: Callable[[], None]) -> Launched:
+def _clone_in_pid_namespace(request: LaunchRequest, steps: Steps, slot: str, in_child: Callable[[], None]) -> Launched:
     own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:
         process.setns(dict(request.fds)[slot], process.CLONE_NEWPID)
         try:
-            return _clone(request, in_child)
+            return _clone(request, steps, in_child)
         finally:
             process.setns(own, process.CLONE_NEWPID)
     finally:
         os.close(own)
 
 
-def _start_stage(request: LaunchRequest, steps: tuple[ops.Step, ...], in_child: Callable[[], None]) -> Pending:
+def _start_stage(request: LaunchRequest, stage: Steps, steps: Steps, in_child: Callable[[], None]) -> Pending:
     report, report_child = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     try:
         pid, pidfd = process.clone3(0)
         if pid == 0:
             try:
                 in_child()
-                _run_stage(request, steps, report_child.detach())
+                _run_stage(request, stage, steps, report_child.detach())
             finally:
                 os._exit(FAILED)
     except BaseException:
@@ -129,22 +135,22 @@ def _start_stage(request: LaunchRequest, steps: tuple[ops.Step, ...], in_child: 
     return Pending(pid, pidfd, report)
 
 
-def _run_stage(request: LaunchRequest, steps: tuple[ops.Step, ...], report: int) -> NoReturn:
+def _run_stage(request: LaunchRequest, stage: Steps, steps: Steps, report: int) -> NoReturn:
     cgroup = (("cgroup", request.cgroup_fd),) if request.cgroup_fd >= 0 else ()
     ctx = enter((*request.fds, ("stage", report), *cgroup))
     ctx.channel = ctx.take("stage")
-    failure = execute(ctx, steps) or _clone_and_report(ctx, request)
+    failure = execute(ctx, stage) or _clone_and_report(ctx, request, steps)
     if failure is not None:
         ctx.report(failure)
     os._exit(0 if failure is None else FAILED)
 
 
-def _clone_and_report(ctx: Context, request: LaunchRequest) -> Failure | None:
+def _clone_and_report(ctx: Context, request: LaunchRequest, steps: Steps) -> Failure | None:
     try:
         pid, pidfd = process.clone3(request.clone | process.CLONE_PARENT, cgroup_fd=ctx.slots.pop("cgroup", -1))
     except OSError as e:
         return Failure(-1, "", "", "clone3", e.errno or 0, e.strerror or "")
     if pid == 0:
-        run_child(request.steps, tuple(ctx.slots.items()))
+        run_child(steps, tuple(ctx.slots.items()))
     fdpass.send(socket(fileno=ctx.channel), str(pid).encode(), [pidfd])
     return None

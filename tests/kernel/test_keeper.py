@@ -19,7 +19,7 @@ from shimd.keeper.client import KeeperClient, read_exit_file, read_exits, spawn_
 from shimd.keeper.protocol import SOCKET_NAME, receive_message, send_message
 from shimd.linux import fdpass
 from shimd.linux.process import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWTIME, pidfd_send_signal
-from shimd.plan import ops
+from shimd.plan import ops, wire
 from tests.kernel import init_rig as rig
 from tests.kernel.init_rig import in_rootfs, program, request, shell
 from tests.kernel.keeper_rig import Keeper
@@ -234,17 +234,11 @@ def connect(keeper: Keeper) -> socket:
     return sock
 
 
-def test_plan_that_cannot_be_read_ends_the_process_alone(keeper: Keeper) -> None:
-    control, control_child = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-    slots = (("control", control_child.fileno()),)
-    launched = keeper.client.launch(LaunchRequest("bad", 0, b"", b"garbage", slots))
-    control_child.close()
-    (message,) = rig.converse(control, launched.pid)
-    assert message.failure is not None
-    assert message.failure.attempt == "read the plan"
-    control.close()
-    os.close(launched.pidfd)
-    assert keeper.exit("bad").code == 1
+def test_plan_that_cannot_be_read_is_refused(keeper: Keeper) -> None:
+    for stage, steps in ((b"", b"garbage"), (b"garbage", wire.dumps(()))):
+        with pytest.raises(RuntimeFailure, match="make process: decode plan: "):
+            keeper.client.launch(LaunchRequest("bad", 0, stage, steps, ()))
+    assert keeper.client.list().alive == {}
 
 
 def test_large_plan_travels_in_a_memfd(keeper: Keeper) -> None:
