@@ -25,7 +25,7 @@ import uvloop
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from shimd import logs
+from shimd import logs, sockets
 from shimd.api.containerd import task_v2_pb2, task_v3_pb2
 from shimd.api.v1 import runtime_pb2
 from shimd.errors import FailedPrecondition, ShimdError
@@ -39,6 +39,7 @@ from shimd.plan.seccomp import libseccomp_version
 from shimd.rpc.front import Front
 from shimd.rpc.grpc import build_server, set_serving
 from shimd.rpc.service import Service
+from shimd.rpc.ttrpc import TtrpcServer
 from shimd.runtime.container import Runtime
 from shimd.runtime.launch import KeeperLauncher
 from shimd.service import recovery
@@ -57,6 +58,10 @@ _TASK_V2 = task_v2_pb2.DESCRIPTOR.services_by_name["Task"]
 _TASK_V3 = task_v3_pb2.DESCRIPTOR.services_by_name["Task"]
 _RUNTIME = runtime_pb2.DESCRIPTOR.services_by_name["Runtime"]
 _SERVICES = (_TASK_V2.full_name, _TASK_V3.full_name, _RUNTIME.full_name)
+
+# What socket units call their descriptors; unnamed ones are for gRPC.
+_GRPC = "grpc"
+_TTRPC = "ttrpc"
 
 # How long calls that are under way get at the end. Those that wait for a container would never end by themselves.
 _GRACE = 1.0  # seconds
@@ -100,19 +105,22 @@ class Daemon:
             stop = _stop_signal()
             self._prepare_directories()
             stack.enter_context(_locked(self.places.lock))
-            listener = self._listener(stack)
+            grpc_listener, ttrpc_listener = self._listeners(stack)
             keeper = await self._keeper(stack)
             lifecycle, services, bus = await self._build(stack, keeper)
             server, health_servicer = build_server(services, self.settings.api)
-            _unlink(self.places.inner_socket)
+            sockets.unlink(self.places.inner_socket)
             server.add_insecure_port(f"unix:{self.places.inner_socket}")
             await server.start()
-            front = Front(listener, self.places.inner_socket, frozenset(self.settings.api.allowed_uids))
+            allowed_uids = frozenset(self.settings.api.allowed_uids)
+            front = Front(grpc_listener, self.places.inner_socket, allowed_uids)
             stack.callback(front.close)
             front.start()
+            ttrpc = TtrpcServer(services, allowed_uids)
+            await ttrpc.listen(ttrpc_listener)
             await set_serving(health_servicer, _SERVICES, serving=True)
             self._settle_memory()
-            _log.info("serving %s", self.settings.socket)
+            _log.info("serving %s and %s", self.settings.socket, self.settings.ttrpc_path)
             self.notifier.send("READY=1", f"STATUS=serving {self.settings.socket}")
             watchdog = asyncio.create_task(self._watchdog())
             await stop
@@ -123,9 +131,10 @@ class Daemon:
             if self._replacement is not None:
                 self._replacement.cancel()
             front.stop_accepting()
+            ttrpc.stop_accepting()
             await set_serving(health_servicer, _SERVICES, serving=False)
             bus.close()
-            await server.stop(_GRACE)
+            await asyncio.gather(server.stop(_GRACE), ttrpc.stop(_GRACE))
             await lifecycle.finish()
 
     # ---- the parts -------------------------------------------------------------------------------------------------
@@ -136,24 +145,25 @@ class Daemon:
             if os.stat(path).st_uid != os.geteuid():
                 raise FailedPrecondition(f"state directory {path} belongs to another user")
             os.chmod(path, 0o700)
-        os.makedirs(os.path.dirname(self.settings.socket), 0o700, exist_ok=True)
+        for path in (self.settings.socket, self.settings.ttrpc_path):
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
 
-    def _listener(self, stack: contextlib.AsyncExitStack) -> socket.socket:
-        """What systemd handed over, else our own; only our own is removed at the end."""
-        given = listen_sockets()
-        if given:
-            for surplus in given[1:]:
-                surplus.close()
-            return given[0]
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        if _answers(self.settings.socket):
-            listener.close()
-            raise FailedPrecondition(f"somebody else listens on {self.settings.socket}")
-        _unlink(self.settings.socket)
-        os.fchmod(listener.fileno(), 0o600)  # bind(2) gives the file the mode of the socket
-        listener.bind(self.settings.socket)
-        stack.callback(_unlink, self.settings.socket)
-        listener.listen(socket.SOMAXCONN)
+    def _listeners(self, stack: contextlib.AsyncExitStack) -> tuple[socket.socket, socket.socket]:
+        """For gRPC and for ttrpc: what systemd handed over, else our own; only our own are removed at the end."""
+        given: dict[str, socket.socket] = {}
+        for name, listener in listen_sockets():
+            stack.callback(listener.close)
+            if given.setdefault(_TTRPC if name == _TTRPC else _GRPC, listener) is not listener:
+                listener.close()  # nobody would accept
+        return (
+            given.get(_GRPC) or self._own_listener(stack, self.settings.socket),
+            given.get(_TTRPC) or self._own_listener(stack, self.settings.ttrpc_path),
+        )
+
+    def _own_listener(self, stack: contextlib.AsyncExitStack, path: str) -> socket.socket:
+        listener = sockets.listen(path)
+        stack.callback(sockets.unlink, path)
+        stack.callback(listener.close)
         return listener
 
     async def _keeper(self, stack: contextlib.AsyncExitStack) -> KeeperClient:
@@ -283,23 +293,10 @@ def _locked(path: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe_socket:
-        try:
-            probe_socket.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        return True
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("shimd", description="The container runtime daemon.")
     parser.add_argument("--socket", help="where clients connect (default: /run/shimd/shimd.sock)")
+    parser.add_argument("--ttrpc-socket", help="where containerd connects (default: beside it, shimd.ttrpc.sock)")
     parser.add_argument("--state", help="state directory (default: /run/shimd)")
     parser.add_argument("--config", help=f"settings, TOML (default: {DEFAULT_CONFIG}, which may be missing)")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
@@ -319,6 +316,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return replace(
         settings,
         socket=os.path.abspath(arguments.socket or settings.socket),
+        ttrpc_socket=os.path.abspath(arguments.ttrpc_socket) if arguments.ttrpc_socket else settings.ttrpc_socket,
         state=os.path.abspath(arguments.state or settings.state),
         log=log,
     )

@@ -43,17 +43,22 @@ class RuntimeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    socket: str = "/run/shimd/shimd.sock"
+    socket: str = "/run/shimd/shimd.sock"  # gRPC
+    ttrpc_socket: str = ""  # "": beside the other, as in /run/shimd/shimd.ttrpc.sock
     state: str = "/run/shimd"
     log: LogSettings = LogSettings()
     api: ApiSettings = ApiSettings()
     events: EventSettings = EventSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
+    @property
+    def ttrpc_path(self) -> str:
+        return self.ttrpc_socket or self.socket.removesuffix(".sock") + ".ttrpc.sock"
+
 
 _CHOICES = {"log.level": ("debug", "info", "warning", "error"), "log.format": ("text", "json")}
 _MINIMUM = {"api.max_message_bytes": 64 * _KIB, "events.keep": 1, "runtime.workers": 1, "runtime.drain_seconds": 0}
-_ABSOLUTE = ("socket", "state", "runtime.seccomp_cache")
+_ABSOLUTE = ("socket", "ttrpc_socket", "state", "runtime.seccomp_cache")
 
 T = TypeVar("T")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import MutableMapping
+from typing import NamedTuple
 
 from shimd.errors import InvalidArgument
 
@@ -33,19 +34,28 @@ class Notifier:
             sock.sendto("\n".join(assignments).encode(), self._address)
 
 
-def listen_sockets(environ: MutableMapping[str, str] = os.environ) -> list[socket.socket]:
+class Listener(NamedTuple):
+    """``name`` is what the socket unit calls it (FileDescriptorName=), "" where nothing was said."""
+
+    name: str
+    socket: socket.socket
+
+
+def listen_sockets(environ: MutableMapping[str, str] = os.environ) -> list[Listener]:
     """The listeners that systemd passed to this very process; raises InvalidArgument for what is not one."""
     pid = environ.pop("LISTEN_PID", "")
     count = environ.pop("LISTEN_FDS", "")
-    environ.pop("LISTEN_FDNAMES", None)
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
     if pid != str(os.getpid()) or not count:
         return []
-    sockets = []
-    for fd in range(_FIRST_FD, _FIRST_FD + int(count)):
-        os.set_inheritable(fd, False)  # noqa: FBT003  positional-only
-        sock = socket.socket(fileno=fd)
-        if sock.family != socket.AF_UNIX or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            sock.close()
-            raise InvalidArgument(f"descriptor {fd} from LISTEN_FDS is not a listening Unix socket")
-        sockets.append(sock)
-    return sockets
+    names += [""] * int(count)
+    return [Listener(names[index], _listener(_FIRST_FD + index)) for index in range(int(count))]
+
+
+def _listener(fd: int) -> socket.socket:
+    os.set_inheritable(fd, False)  # noqa: FBT003  positional-only
+    sock = socket.socket(fileno=fd)
+    if sock.family != socket.AF_UNIX or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        sock.close()
+        raise InvalidArgument(f"descriptor {fd} from LISTEN_FDS is not a listening Unix socket")
+    return sock

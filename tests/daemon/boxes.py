@@ -16,6 +16,7 @@ from shimd.api.containerd import task_v3_pb2 as api
 from shimd.api.v1 import runtime_pb2
 from tests.support.client import Client
 from tests.support.specs import runc_default
+from tests.support.ttrpc import TtrpcClient
 
 Status = process_pb2.Status
 EVENTS = {f"containerd.events.{name}": cls for name, cls in vars(task_events_pb2).items() if name.startswith("Task")}
@@ -24,7 +25,7 @@ EVENTS = {f"containerd.events.{name}": cls for name, cls in vars(task_events_pb2
 class Box:
     """One container; ``make`` is create."""
 
-    def __init__(self, client: Client, container_id: str, bundle: Path) -> None:
+    def __init__(self, client: Client | TtrpcClient, container_id: str, bundle: Path) -> None:
         self.client = client
         self.task = client.task
         self.id = container_id

@@ -29,6 +29,7 @@ LAYERS = {
     "shimd.settings": Layer(("shimd.errors",)),
     "shimd.logs": Layer(("shimd.settings",)),
     "shimd.systemd": Layer(("shimd.errors",)),
+    "shimd.sockets": Layer(("shimd.errors",)),
     "shimd.linux": Layer(),
     "shimd.oci": Layer(("shimd.errors",)),
     "shimd.host": Layer(("shimd.linux",)),

@@ -14,6 +14,7 @@ from types import TracebackType
 
 from tests.support import wait
 from tests.support.client import Client
+from tests.support.ttrpc import TtrpcClient
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +29,7 @@ class Daemon:
     def __init__(self, folder: Path, *, config: str = "", arguments: Sequence[str] = ()) -> None:
         self.folder = folder
         self.socket = str(folder / "run" / "shimd.sock")
+        self.ttrpc = str(folder / "run" / "shimd.ttrpc.sock")
         self.state = folder / "state"
         self.log = folder / "log"
         self.config = folder / "config.toml"
@@ -51,6 +53,9 @@ class Daemon:
 
     def client(self, *, namespace: str = "default") -> Client:
         return Client(self.socket, namespace=namespace)
+
+    def ttrpc_client(self, *, namespace: str = "default") -> TtrpcClient:
+        return TtrpcClient(self.ttrpc, namespace=namespace)
 
     def start(self) -> None:
         """Returns when the daemon has reported READY=1; may be called again after stop or kill."""

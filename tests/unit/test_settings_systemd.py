@@ -53,8 +53,9 @@ def test_listeners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fd = given.detach()
     os.set_inheritable(fd, True)  # noqa: FBT003  positional-only
     monkeypatch.setattr(systemd, "_FIRST_FD", fd)
-    [taken] = listen_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "x"})
+    [(name, taken)] = listen_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "ttrpc"})
     with taken:
+        assert name == "ttrpc"
         assert taken.getsockname() == str(tmp_path / "s")
         assert not taken.get_inheritable()
 
