@@ -40,6 +40,7 @@ def enter(slots: Slots) -> Context:
     code from the container's file system.
     """
     process.set_dumpable(0)
+    process.set_name(NAME)
     sys.meta_path.clear()
     os.setsid()
     gc.disable()  # a collection would write to every page that is shared with the parent

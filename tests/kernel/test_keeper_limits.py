@@ -42,10 +42,7 @@ def test_container_with_little_memory_starts(keeper: Keeper, busybox: Path, cont
     with memory_cgroup(container_id, mebibytes * MIB) as group:
         for number in range(3):
             with open(group / "tasks", "wb", buffering=0) as tasks:
-                operations = (
-                    ops.JoinCgroup(("cgroup.0",)),
-                    *in_rootfs(busybox, rig.DEV_PTS, after=(ops.HomeEnv(0), masks)),
-                )
+                inside = in_rootfs(busybox, rig.DEV_PTS, after=(ops.HomeEnv(0), masks))
                 slots = {"cgroup.0": tasks.fileno()}
                 failure, exit_ = keeper.run(f"small{number}", ENTER, *inside, *shell("exit 3"), fds=slots)
             assert (failure, exit_.code) == (None, 3)
