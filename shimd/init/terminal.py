@@ -96,6 +96,9 @@ def set_up_stdio(ctx: Context, op: ops.Stdio) -> None:
     null = _container_null(ctx)
     fds = [ctx.slots.pop(name, -1) for name in _STREAMS]
     sources = [null if fd < 0 or (_is_null(fd) and null >= 0) else fd for fd in fds]
+    for number, source in enumerate(sources):
+        if source < 0 and _is_null(number):  # the launcher's own serves when the container has spoilt its
+            sources[number] = number
     if -1 in sources:
         raise StepFailed("open /dev/null", ENOENT)
     for number, source in enumerate(sources):

@@ -14,7 +14,7 @@ from tests.support.specs import runc_default
 
 APPLETS = (
     "cat chmod cp cut dd echo env grep head id kill ln ls mkdir mknod mount mv od printf ps pwd readlink rm sed sh "
-    "sleep sort stat sysctl test touch tr true tty umount wc"
+    "sleep sort stat sysctl test touch tr true tty umount unshare wc"
 )
 
 ODD: dict[str, Callable[[Path], None]] = {
