@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import marshal
 import os
 from errno import EPIPE
 
-from shimd.init.handshake import Failure, encode_failure, encode_sync, encode_warning
+from shimd.init.handshake import GO, Failure, encode_failure, encode_sync, encode_warning
 from shimd.linux.proc import open_verified_procfs
 
 
@@ -74,7 +73,7 @@ class Context:
             answer = os.read(self.channel, 64)
         except OSError as e:
             raise Aborted from e
-        if not answer or marshal.loads(answer) != ("go",):
+        if answer != GO:
             raise Aborted
 
     def warn(self, text: str) -> None:

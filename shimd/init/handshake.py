@@ -22,20 +22,20 @@
        │                                                             │
     start: connect(start.sock), unlink it ──────────────────────────▶│ closes the listener
        │◀── b"0" ────────────────────────────────────────────────────│ startContainer hooks, seccomp, execve
-       │◀── end of file: running  |  marshalled ("error", …), then end of file
+       │◀── end of file: running  |  ("error", …), then end of file
 
 Wherever a step fails, init sends ``("error", step, op, origin, object, errno, text)`` over the channel that is open
 at that time and exits with 1. The runtime answers ("abort",), or closes control, to make init exit. A runtime that
 dies does the same: end of file before "created" ends init.
 
-``control`` is SOCK_SEQPACKET, a message is one marshalled tuple. ``start.sock`` is a SOCK_STREAM listener made by the
-runtime; it exists as long as the container is "created". connect() that fails with ECONNREFUSED, or end of file
-before b"0", means that init is dead or was started by somebody else.
+``control`` is SOCK_SEQPACKET, a message is the fields of one tuple above, as text between null bytes: init has seen
+the container by then, so nothing that hostile bytes could upset may read what it sends. ``start.sock`` is a
+SOCK_STREAM listener made by the runtime; it exists as long as the container is "created". connect() that fails with
+ECONNREFUSED, or end of file before b"0", means that init is dead or was started by somebody else.
 """
 
 from __future__ import annotations
 
-import marshal
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 from typing import NamedTuple
@@ -46,9 +46,9 @@ MAX_MESSAGE = 32 * 1024
 MAX_TEXT = 16 * 1024  # of an error or warning; hook output is the longest
 STARTED = b"0"
 
-GO = marshal.dumps(("go",))
-ABORT = marshal.dumps(("abort",))
-CREATED = marshal.dumps(("created",))
+GO = b"go"
+ABORT = b"abort"
+CREATED = b"created"
 
 
 class Failure(NamedTuple):
@@ -84,41 +84,40 @@ class ProtocolError(Exception):
 
 
 def encode_failure(failure: Failure) -> bytes:
-    return marshal.dumps(("error", *failure[:4], failure.errno, failure.text[:MAX_TEXT]))
+    return _encode("error", *map(str, failure[:5]), failure.text[:MAX_TEXT])
 
 
 def encode_sync(point: str) -> bytes:
-    return marshal.dumps(("sync", point))
+    return _encode("sync", point)
 
 
 def encode_warning(text: str) -> bytes:
-    return marshal.dumps(("warning", text[:MAX_TEXT]))
+    return _encode("warning", text[:MAX_TEXT])
 
 
 def encode_console() -> bytes:
-    return marshal.dumps(("console",))
+    return b"console"
+
+
+def _encode(*fields: str) -> bytes:
+    return "\0".join([field.replace("\0", "?") for field in fields]).encode("utf-8", "surrogatepass")
 
 
 def decode(data: bytes) -> Message:
     """One message of init; raises ProtocolError. Empty data is the end of the file."""
     if not data:
         return Message("eof")
-    match _load(data):
-        case ("sync" | "warning" as kind, str(text)):
-            return Message(kind, text)
-        case ("console" | "created" as kind,):
-            return Message(kind)
-        case ("error", int(step), str(op), str(origin), str(attempt), int(errno), str(text)):
-            return Message("error", text, Failure(step, op, origin, attempt, errno, text))
-        case other:
-            raise ProtocolError(f"unexpected message from init: {other!r:.200}")
-
-
-def _load(data: bytes) -> object:
     try:
-        return marshal.loads(data)
-    except (ValueError, EOFError, TypeError) as e:
+        match data.decode("utf-8", "surrogatepass").split("\0"):
+            case ["sync" | "warning" as kind, text]:
+                return Message(kind, text)
+            case ["console" | "created" as kind]:
+                return Message(kind)
+            case ["error", step, op, origin, attempt, errno, text]:
+                return Message("error", text, Failure(int(step), op, origin, attempt, int(errno), text))
+    except ValueError as e:
         raise ProtocolError(f"message from init cannot be decoded: {e}") from e
+    raise ProtocolError(f"unexpected message from init: {data!r:.200}")
 
 
 def receive(control: socket) -> Message:
