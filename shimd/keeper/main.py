@@ -19,6 +19,7 @@ from _socket import AF_UNIX, SO_PEERCRED, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQP
 from collections.abc import Callable
 
 from shimd.init.main import close_others
+from shimd.init.rehearsal import rehearse
 from shimd.keeper.children import Children
 from shimd.keeper.connection import Connection
 from shimd.keeper.protocol import LOCK_NAME, SOCKET_NAME
@@ -122,6 +123,7 @@ class Loop:
         del self._ready[fd]
 
     def run(self) -> None:
+        rehearse()
         gc.collect()
         gc.freeze()
         while not self._keeper.stopped:
