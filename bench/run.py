@@ -187,12 +187,15 @@ def main() -> int:
     sizes = Sizes(quick=options.quick, rounds=options.rounds)
     folder = Path(tempfile.mkdtemp(prefix="shimd-bench-"))
     folder.chmod(0o711)
+    # What /run is where these runtimes are at home: the creation of a file must not be the price of a disk's.
+    states = Path(tempfile.mkdtemp(prefix="shimd-bench-", dir="/dev/shm"))
     with ExitStack() as stack:
         stack.callback(remove_tree, folder)
-        daemon = stack.enter_context(Daemon(folder / "daemon"))
+        stack.callback(remove_tree, states)
+        daemon = stack.enter_context(Daemon(states / "daemon"))
         shimd = Shimd(folder, daemon)
         stack.callback(shimd.close)
-        peers = [stack.enter_context(Peer(name, folder)) for name in ("crun", "runc")]
+        peers = [stack.enter_context(Peer(name, states)) for name in ("crun", "runc")]
         bench = Bench(folder, shimd, peers, sizes)
         machine = report.machine({c.name: c.version() for c in bench.contenders()}, quick=options.quick)
         gc.freeze()
