@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from shimd.oci.spec import default_spec
 
 from clients.shimctl.connect import Failure
+from shimd.oci.spec import default_spec
 
 F = TypeVar("F", bound=Callable[..., Any])
 Document = dict[str, Any]

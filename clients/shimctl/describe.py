@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
-from shimd.oci.spec import default_spec
 
 from clients.shimctl.bundle import is_cgroup2, make_spec, spec_options
 from clients.shimctl.common import on_client, pass_target
@@ -17,6 +16,7 @@ from clients.shimctl.connect import Client, Failure
 from clients.shimctl.main import Target
 from clients.shimctl.output import as_dict, moment, print_json, print_table
 from shimd.api.v1 import runtime_pb2 as pb
+from shimd.oci.spec import default_spec
 
 
 @click.command("plan", context_settings={"allow_interspersed_args": False})

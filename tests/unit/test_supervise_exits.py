@@ -11,8 +11,9 @@ from typing import cast
 
 import pytest
 
+from shimd.init.packets import send_message
 from shimd.keeper.client import KeeperClient
-from shimd.keeper.protocol import Exit, send_message
+from shimd.keeper.protocol import Exit
 from shimd.supervise import exits as module
 from shimd.supervise.exits import UNKNOWN_STATUS, Exits
 from shimd.supervise.oom import OomWatcher
