@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from shimd.errors import AlreadyExists, FailedPrecondition, NotFound, RuntimeFailure, ShimdError, Unavailable
+from shimd.init.packets import MalformedMessage, close_all, receive_message, send_message
 from shimd.init.request import Launched, LaunchRequest
-from shimd.keeper.protocol import SOCKET_NAME, VERSION, Exit, MalformedMessage, close_all, receive_message, send_message
+from shimd.keeper.protocol import SOCKET_NAME, VERSION, Exit
 from shimd.keeper.start import spawn_keeper
 
 __all__ = ["Exit", "KeeperClient", "LaunchRequest", "Launched", "Listing", "read_exit_file", "spawn_keeper"]

@@ -8,7 +8,7 @@ import sys
 from _socket import socket
 from typing import Any, Protocol
 
-from shimd.keeper.protocol import MalformedMessage, close_all, receive_message, send_message
+from shimd.init.packets import MalformedMessage, close_all, receive_message, send_message
 
 _MAX_QUEUE = 16 * 1024  # exits; one is about 100 bytes
 

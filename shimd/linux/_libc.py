@@ -41,6 +41,9 @@ _NUMBERS_X86_64 = {
     "setdomainname": 171,
     "tee": 276,
     "getcwd": 79,
+    "clone": 56,
+    "mprotect": 10,
+    "set_tid_address": 218,
     "signalfd4": 289,
     "rt_sigaction": 13,
 }
@@ -71,6 +74,9 @@ _NUMBERS_AARCH64 = {
     "setdomainname": 162,
     "tee": 77,
     "getcwd": 17,
+    "clone": 220,
+    "mprotect": 226,
+    "set_tid_address": 96,
     "signalfd4": 74,
     "rt_sigaction": 134,
 }

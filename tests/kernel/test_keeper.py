@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from shimd.errors import AlreadyExists, FailedPrecondition, NotFound, RuntimeFailure, Unavailable
+from shimd.init.packets import receive_message, send_message
 from shimd.init.request import LaunchRequest
 from shimd.keeper.client import KeeperClient, read_exit_file, read_exits, spawn_keeper
-from shimd.keeper.protocol import SOCKET_NAME, receive_message, send_message
+from shimd.keeper.protocol import SOCKET_NAME
 from shimd.linux import fdpass
 from shimd.linux.process import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWTIME, pidfd_send_signal
 from shimd.plan import ops, wire
