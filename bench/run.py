@@ -26,6 +26,7 @@ from bench.shimd_side import Shimd
 from tests.support.bundle import make_bundle, remove_tree
 from tests.support.daemon import Daemon
 from tests.support.rootfs import busybox_rootfs
+from tests.support.session import Presence
 
 Contender = Shimd | Peer
 Operation = Callable[[], Sample]
@@ -190,6 +191,7 @@ def main() -> int:
     # What /run is where these runtimes are at home: the creation of a file must not be the price of a disk's.
     states = Path(tempfile.mkdtemp(prefix="shimd-bench-", dir="/dev/shm"))
     with ExitStack() as stack:
+        stack.enter_context(closing(Presence()))  # tests under way beside this do not take its cgroups for theirs
         stack.callback(remove_tree, folder)
         stack.callback(remove_tree, states)
         daemon = stack.enter_context(Daemon(states / "daemon"))

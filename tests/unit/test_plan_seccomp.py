@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-import time
+import timeit
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -403,10 +403,8 @@ def test_without_libseccomp_a_profile_is_refused(
 def test_a_known_profile_costs_microseconds() -> None:
     wanted = profile(docker_default_seccomp())
     seccomp.compile_filter(wanted, HOST)
-    began = time.perf_counter()
-    for _ in range(100):
-        seccomp.compile_filter(wanted, HOST)
-    assert (time.perf_counter() - began) / 100 < 100e-6  # 3 µs; the margin is for busy machines
+    best = min(timeit.repeat(lambda: seccomp.compile_filter(wanted, HOST), number=10, repeat=20)) / 10
+    assert best < 100e-6  # 3 µs; the best of many, because other tests run beside this one
 
 
 def test_version() -> None:
