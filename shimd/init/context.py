@@ -31,6 +31,7 @@ class Aborted(Exception):
 class Context:
     """``root`` is the O_PATH descriptor that container paths are resolved in, -1 before there is a container root.
 
+    ``staged``: the process is a stage, whose session is not that of the program; ``has_terminal``: it opened one.
     ``channel`` is where a failure is reported: ``control``, then the connection of ``start``, -1 when neither is open.
     """
 
@@ -39,18 +40,22 @@ class Context:
         "channel",
         "chdir_again",
         "env",
+        "has_terminal",
         "home",
         "on_start_gate",
         "procfs",
         "program",
         "root",
         "slots",
+        "staged",
     )
 
     def __init__(self, slots: dict[str, int]) -> None:
         self.slots = slots
         self.channel = slots.get("control", -1)
         self.on_start_gate = False
+        self.staged = False
+        self.has_terminal = False
         self.root = -1
         self.procfs = -1
         self.chdir_again = False

@@ -15,6 +15,7 @@ from shimd.init.context import Aborted, Context
 from shimd.init.execute import execute
 from shimd.init.handshake import Failure
 from shimd.linux import process
+from shimd.linux.pty import set_controlling_terminal
 from shimd.plan.ops import Step
 
 FAILED = 1
@@ -26,12 +27,30 @@ Slots = tuple[tuple[str, int], ...]  # (name, descriptor), as in LaunchRequest.f
 def run_child(steps: tuple[Step, ...], slots: Slots) -> NoReturn:
     """Carry out the plan and never return. ``slots`` are the only descriptors that stay open, beside 0, 1 and 2."""
     try:
-        ctx = enter(slots)
+        carry_out(enter(slots), steps)
+    finally:
+        os._exit(FAILED)
+
+
+def carry_out(ctx: Context, steps: tuple[Step, ...]) -> NoReturn:
+    """In a process that has nothing of its launcher in it."""
+    try:
         failure = _run(ctx, steps)
         if failure is not None:
             ctx.report(failure)
     finally:
         os._exit(FAILED)
+
+
+def resume(ctx: Context, steps: tuple[Step, ...]) -> NoReturn:
+    """In the process that a stage has cloned, in a session of its own: go on where the stage ended."""
+    ctx.staged = False
+    if ctx.procfs >= 0:  # it belongs to the pid namespace of the stage
+        os.close(ctx.procfs)
+        ctx.procfs = -1
+    if ctx.has_terminal:
+        set_controlling_terminal(0)
+    carry_out(ctx, steps)
 
 
 def enter(slots: Slots) -> Context:

@@ -3,7 +3,8 @@ then clones.
 
 Only children enter a pid or time namespace, and new namespaces belong to the user namespace that is current when they
 are made. So some plans have a stage: a child of the launcher joins what is to be joined and clones the process with
-CLONE_PARENT, which makes it a child of the launcher too. The stage sends its pid and pidfd and exits with 0.
+CLONE_PARENT, which makes it a child of the launcher too. The stage sends its pid and pidfd and exits with 0. The
+process goes on with the context of the stage.
 
 A stage that does nothing but join a pid namespace (every exec) needs no process: the launcher itself sets the
 namespace of its next child, clones, and sets it back.
@@ -20,7 +21,7 @@ from shimd.errors import InternalError, RuntimeFailure
 from shimd.init.context import Context
 from shimd.init.execute import execute
 from shimd.init.handshake import Failure, decode
-from shimd.init.main import FAILED, enter, run_child
+from shimd.init.main import FAILED, enter, resume, run_child
 from shimd.init.request import Launched, LaunchRequest
 from shimd.linux import fdpass, process
 from shimd.plan import ops
@@ -49,7 +50,11 @@ class Pending:
         if fds:
             return Launched(int(data), fds[0])
         message = decode(data)
-        raise RuntimeFailure(f"prepare namespaces: {message.failure or 'the intermediate process died'}")
+        failure = message.failure
+        if failure is None:
+            raise RuntimeFailure("prepare namespaces: the intermediate process died")
+        where = f"prepare namespaces ({failure.origin})" if failure.origin else "prepare namespaces"
+        raise RuntimeFailure(f"{where}: {failure}")
 
 
 def _nothing() -> None:
@@ -120,7 +125,7 @@ def _clone_in_pid_namespace(request: LaunchRequest, steps: Steps, slot: str, in_
 def _start_stage(request: LaunchRequest, stage: Steps, steps: Steps, in_child: Callable[[], None]) -> Pending:
     report, report_child = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
     try:
-        pid, pidfd = process.clone3(0)
+        pid, pidfd = process.clone3(0, cgroup_fd=request.cgroup_fd)
         if pid == 0:
             try:
                 in_child()
@@ -136,21 +141,27 @@ def _start_stage(request: LaunchRequest, stage: Steps, steps: Steps, in_child: C
 
 
 def _run_stage(request: LaunchRequest, stage: Steps, steps: Steps, report: int) -> NoReturn:
-    cgroup = (("cgroup", request.cgroup_fd),) if request.cgroup_fd >= 0 else ()
-    ctx = enter((*request.fds, ("stage", report), *cgroup))
-    ctx.channel = ctx.take("stage")
-    failure = execute(ctx, stage) or _clone_and_report(ctx, request, steps)
+    ctx = enter((*request.fds, ("stage", report)))
+    ctx.staged = True
+    report = ctx.take("stage")
+    failure = execute(ctx, stage) or clone_and_report(ctx, request.clone, steps, report)
     if failure is not None:
+        ctx.channel = report
         ctx.report(failure)
     os._exit(0 if failure is None else FAILED)
 
 
-def _clone_and_report(ctx: Context, request: LaunchRequest, steps: Steps) -> Failure | None:
+def clone_and_report(ctx: Context, clone: int, steps: Steps, report: int) -> Failure | None:
+    """The last thing that a stage does."""
+    flags = clone | process.CLONE_PARENT
     try:
-        pid, pidfd = process.clone3(request.clone | process.CLONE_PARENT, cgroup_fd=ctx.slots.pop("cgroup", -1))
+        # A filter of the container, loaded by the stage, may know the old call only.
+        pid, pidfd = process.clone3(flags) if clone else process.clone(flags)
     except OSError as e:
-        return Failure(-1, "", "", "clone3", e.errno or 0, e.strerror or "")
+        return Failure(-1, "", "", "clone", e.errno or 0, e.strerror or "")
     if pid == 0:
-        run_child(steps, tuple(ctx.slots.items()))
-    fdpass.send(socket(fileno=ctx.channel), str(pid).encode(), [pidfd])
+        os.close(report)
+        os.setsid()
+        resume(ctx, steps)
+    fdpass.send(socket(fileno=report), str(pid).encode(), [pidfd])
     return None

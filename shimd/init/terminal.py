@@ -38,7 +38,9 @@ def open_terminal(ctx: Context, op: ops.Terminal) -> None:
     for fd in range(3):
         os.dup2(slave, fd)
     os.close(slave)
-    pty.set_controlling_terminal(0)
+    ctx.has_terminal = True
+    if not ctx.staged:
+        pty.set_controlling_terminal(0)
 
 
 def _open_ptmx(ctx: Context) -> int:

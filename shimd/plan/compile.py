@@ -7,6 +7,7 @@ be wrong. The same arguments give equal plans.
 from __future__ import annotations
 
 from shimd.host.facts import HostFacts
+from shimd.linux import caps
 from shimd.linux.process import CLONE_NEWPID, CLONE_NEWUSER
 from shimd.oci import model
 from shimd.plan import namespaces, ops, process, rootfs
@@ -89,8 +90,13 @@ def compile_exec(document: model.Process, spec: model.Spec, host: HostFacts, opt
     process.add_scheduling(builder, plan)
     if affinity.final or not affinity.initial:
         builder.add(ops.CpuAffinity(process.cpus(affinity.final)), "/execCPUAffinity/final" if affinity.final else "")
-    builder.add(ops.Sync("ready"))
-    process.add_identity(builder, plan)
+    if _may_be_traced(wanted, spec, host, flags):
+        process.add_identity(builder, plan)
+        stage += builder.take_steps()
+        builder.add(ops.Sync("ready"))
+    else:
+        builder.add(ops.Sync("ready"))
+        process.add_identity(builder, plan)
     process.add_program(builder, plan)
     process.add_execute(builder, plan)
 
@@ -102,6 +108,21 @@ def compile_exec(document: model.Process, spec: model.Spec, host: HostFacts, opt
         rlimits=process.rlimits(wanted),
         warnings=tuple(builder.warnings),
     )
+
+
+def _may_be_traced(wanted: model.Process, spec: model.Spec, host: HostFacts, flags: int) -> bool:
+    """Whether a process of the container could trace one that joins it, which has all of the host's privileges at
+    first (CVE-2016-9962): with CAP_SYS_PTRACE of the host's user namespace, not even its not being dumpable keeps it
+    off. Then it is made only when it has no more left than the container: the stage, in no pid namespace of the
+    container's, gives up the privileges.
+    """
+    sets = spec.process.capabilities
+    tracer = sets is None or any("CAP_SYS_PTRACE" in names for names in (sets.bounding, sets.permitted, sets.effective))
+    if not tracer or host.euid != 0 or not flags & CLONE_NEWPID or flags & CLONE_NEWUSER:
+        return False
+    # Limits are set on the finished process, which prlimit(2) allows for another user's only with this capability.
+    same_user = wanted.user.uid == wanted.user.gid == 0
+    return same_user or not wanted.rlimits or host.has_cap(caps.CAP_SYS_RESOURCE)
 
 
 def _add_start(
