@@ -27,16 +27,17 @@ from grpc_reflection.v1alpha import reflection
 
 from shimd import logs, sockets
 from shimd.api.containerd import task_v2_pb2, task_v3_pb2
-from shimd.api.v1 import runtime_pb2
+from shimd.api.v1 import containerd_pb2, runtime_pb2
 from shimd.errors import FailedPrecondition, ShimdError
 from shimd.events.bus import EventBus
+from shimd.events.containerds import Containerds, Sockets
 from shimd.host.doctor import doctor
 from shimd.host.facts import HostFacts, probe
 from shimd.keeper.client import KeeperClient, spawn_keeper
 from shimd.oci.features import features
 from shimd.plan.mount_options import OPTION_NAMES
 from shimd.plan.seccomp import libseccomp_version
-from shimd.rpc.front import Front
+from shimd.rpc.entrances import Entrances
 from shimd.rpc.grpc import build_server, set_serving
 from shimd.rpc.service import Service
 from shimd.rpc.ttrpc import TtrpcServer
@@ -44,6 +45,7 @@ from shimd.runtime.container import Runtime
 from shimd.runtime.launch import KeeperLauncher
 from shimd.service import recovery
 from shimd.service.announce import Announcer
+from shimd.service.containerds import ContainerdsService
 from shimd.service.control import Control
 from shimd.service.lifecycle import Lifecycle
 from shimd.service.registry import Registry
@@ -57,7 +59,9 @@ from shimd.systemd import Notifier, listen_sockets
 _TASK_V2 = task_v2_pb2.DESCRIPTOR.services_by_name["Task"]
 _TASK_V3 = task_v3_pb2.DESCRIPTOR.services_by_name["Task"]
 _RUNTIME = runtime_pb2.DESCRIPTOR.services_by_name["Runtime"]
-_SERVICES = (_TASK_V2.full_name, _TASK_V3.full_name, _RUNTIME.full_name)
+_CONTAINERDS = containerd_pb2.DESCRIPTOR.services_by_name["Containerds"]
+_DESCRIPTORS = (_TASK_V3, _TASK_V2, _RUNTIME, _CONTAINERDS)
+_SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
 
 # What socket units call their descriptors; unnamed ones are for gRPC.
 _GRPC = "grpc"
@@ -85,6 +89,10 @@ class Places(NamedTuple):
         return os.path.join(self.state, "containers")
 
     @property
+    def containerds(self) -> str:
+        return os.path.join(self.state, "containerds")
+
+    @property
     def inner_socket(self) -> str:
         return os.path.join(self.state, "grpc.sock")
 
@@ -97,6 +105,7 @@ class Daemon:
         self.notifier = notifier
         self.places = Places(settings.state)
         self.started_ns = time.time_ns()
+        self._entrances: Entrances
         self._replacement: asyncio.Task[None] | None = None  # of a keeper that died
 
     async def run(self) -> None:
@@ -107,17 +116,18 @@ class Daemon:
             stack.enter_context(_locked(self.places.lock))
             grpc_listener, ttrpc_listener = self._listeners(stack)
             keeper = await self._keeper(stack)
-            lifecycle, services, bus = await self._build(stack, keeper)
+            containerds = self._containerds(stack)
+            lifecycle, services, bus = await self._build(stack, keeper, containerds)
             server, health_servicer = build_server(services, self.settings.api)
             sockets.unlink(self.places.inner_socket)
             server.add_insecure_port(f"unix:{self.places.inner_socket}")
             await server.start()
             allowed_uids = frozenset(self.settings.api.allowed_uids)
-            front = Front(grpc_listener, self.places.inner_socket, allowed_uids)
-            stack.callback(front.close)
-            front.start()
             ttrpc = TtrpcServer(services, allowed_uids)
-            await ttrpc.listen(ttrpc_listener)
+            self._entrances = entrances = Entrances(ttrpc, self.places.inner_socket, allowed_uids)
+            stack.callback(entrances.close)
+            await containerds.resume({container.origin for container in lifecycle.registry.all()})
+            await entrances.open(grpc_listener, ttrpc_listener)
             await set_serving(health_servicer, _SERVICES, serving=True)
             self._settle_memory()
             _log.info("serving %s and %s", self.settings.socket, self.settings.ttrpc_path)
@@ -130,8 +140,7 @@ class Daemon:
             watchdog.cancel()
             if self._replacement is not None:
                 self._replacement.cancel()
-            front.stop_accepting()
-            ttrpc.stop_accepting()
+            entrances.stop_accepting()
             await set_serving(health_servicer, _SERVICES, serving=False)
             bus.close()
             await asyncio.gather(server.stop(_GRACE), ttrpc.stop(_GRACE))
@@ -140,7 +149,7 @@ class Daemon:
     # ---- the parts -------------------------------------------------------------------------------------------------
 
     def _prepare_directories(self) -> None:
-        for path in (self.places.state, self.places.containers):
+        for path in (self.places.state, self.places.containers, self.places.containerds):
             os.makedirs(path, 0o700, exist_ok=True)
             if os.stat(path).st_uid != os.geteuid():
                 raise FailedPrecondition(f"state directory {path} belongs to another user")
@@ -172,8 +181,22 @@ class Daemon:
         stack.callback(keeper.close)
         return keeper
 
+    def _containerds(self, stack: contextlib.AsyncExitStack) -> Containerds:
+        async def listen(name: str) -> Sockets:
+            paths = Sockets(
+                *(os.path.join(self.places.containerds, f"{name}{end}") for end in (".ttrpc.sock", ".sock"))
+            )
+            ttrpc, grpc = (self._own_listener(stack, path) for path in paths)
+            await self._entrances.open(grpc, ttrpc, origin=name)
+            return paths
+
+        containerds = Containerds(self.places.containerds, listen)
+        stack.push_async_callback(containerds.close)
+        containerds.load()
+        return containerds
+
     async def _build(
-        self, stack: contextlib.AsyncExitStack, keeper: KeeperClient
+        self, stack: contextlib.AsyncExitStack, keeper: KeeperClient, containerds: Containerds
     ) -> tuple[Lifecycle, list[Service], EventBus]:
         settings = self.settings
         host = probe()
@@ -187,6 +210,7 @@ class Daemon:
         executor = ThreadPoolExecutor(settings.runtime.workers, "runtime")
         stack.callback(executor.shutdown)
         bus = EventBus(settings.events.keep)
+        bus.listen(containerds.publish)
         announce = Announcer(bus)
         exits = Exits(keeper, lambda: self._keeper_lost(keeper, exits, lifecycle))
         stack.callback(exits.close)
@@ -198,7 +222,9 @@ class Daemon:
         control = Control(lifecycle, announce)
         task = TaskService(lifecycle, control)
         own = RuntimeService(lifecycle, control, bus, self._about(host, keeper.hello()))
-        return lifecycle, [Service(_TASK_V3, task), Service(_TASK_V2, task), Service(_RUNTIME, own)], bus
+        launcher = ContainerdsService(containerds)
+        implementations = (task, task, own, launcher)
+        return lifecycle, list(map(Service, _DESCRIPTORS, implementations)), bus
 
     def _keeper_lost(self, keeper: KeeperClient, exits: Exits, lifecycle: Lifecycle) -> None:
         """Containers live on without the keeper; a new one serves the next launches."""

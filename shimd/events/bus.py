@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple, Protocol
 
 from shimd.events.model import Event, Filter
@@ -46,6 +46,7 @@ class EventBus:
         self._ring: deque[Event] = deque(maxlen=keep)
         self._next = 1
         self._waiters: set[asyncio.Future[None]] = set()
+        self._listeners: list[Callable[[Event], None]] = []
         self._closed = False
 
     @property
@@ -53,7 +54,11 @@ class EventBus:
         """Number of the newest event; 0 before the first."""
         return self._next - 1
 
-    def publish(self, namespace: str, topic: str, message: TaskEvent) -> Event:
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Call ``listener`` with each new event, in order; it misses none."""
+        self._listeners.append(listener)
+
+    def publish(self, namespace: str, topic: str, message: TaskEvent, *, origin: str = "") -> Event:
         event = Event(
             self._next,
             time.time_ns(),
@@ -62,9 +67,12 @@ class EventBus:
             topic,
             message.DESCRIPTOR.full_name,
             message.SerializeToString(),
+            origin,
         )
         self._next += 1
         self._ring.append(event)
+        for listener in self._listeners:
+            listener(event)
         self._wake()
         return event
 

@@ -25,6 +25,7 @@ class Event(NamedTuple):
     topic: str
     type_name: str  # "containerd.events.TaskExit"
     payload: bytes
+    origin: str = ""  # the containerd that the container belongs to, by name
 
 
 class Filter(NamedTuple):

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
+from shimd.rpc.origin import name_after
 from shimd.rpc.peer import may_connect
 
 _CHUNK = 64 * 1024
@@ -22,12 +23,16 @@ _log = logging.getLogger(__name__)
 
 
 class Front:
-    """Listens on ``listener`` and relays the connections of who may connect to ``inner`` (a path)."""
+    """Listens on ``listener`` and relays the connections of who may connect to ``inner`` (a path).
 
-    def __init__(self, listener: socket.socket, inner: str, allowed_uids: frozenset[int]) -> None:
+    Calls over them come from ``origin``, see rpc/origin.py.
+    """
+
+    def __init__(self, listener: socket.socket, inner: str, allowed_uids: frozenset[int], *, origin: str = "") -> None:
         self._listener = listener
         self._inner = inner
         self._allowed_uids = allowed_uids
+        self._origin = origin
         self._links: set[_Link] = set()
         self._loop = asyncio.get_running_loop()
 
@@ -63,6 +68,8 @@ class Front:
             return
         inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
+            if self._origin:
+                name_after(inner, self._origin)
             inner.connect(self._inner)
         except OSError as error:
             _log.warning("a connection could not be passed on to %s: %s", self._inner, error)

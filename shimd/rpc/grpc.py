@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 
 from shimd.errors import InvalidArgument
 from shimd.rpc.identifiers import check_identifier
+from shimd.rpc.origin import origin_of
 from shimd.rpc.service import DEFAULT_NAMESPACE, Call, Service, rpc_name
 from shimd.rpc.status import status_of
 
@@ -100,7 +101,7 @@ def _unary(
 ) -> Callable[[Any, Context], Awaitable[Message]]:
     async def serve(request: Any, context: Context) -> Message:
         try:
-            return await implementation(Call(namespace_of(context), name), request)
+            return await implementation(_call(context, name), request)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  every error becomes a status, here and below
@@ -115,7 +116,7 @@ def _streaming(
     async def serve(request: Any, context: Context) -> None:
         # Written, not yielded: when the caller goes away, the service's generator ends at once, not when collected.
         try:
-            async with contextlib.aclosing(implementation(Call(namespace_of(context), name), request)) as messages:
+            async with contextlib.aclosing(implementation(_call(context, name), request)) as messages:
                 async for message in messages:
                     await context.write(message)
         except asyncio.CancelledError:
@@ -130,6 +131,10 @@ async def _abort(context: Context, error: Exception, name: str) -> NoReturn:
     status = status_of(error, what=name)
     trailing = ((HINT_KEY, status.hint.encode()),) if status.hint else ()
     await context.abort(_CODES[status.code], status.message, trailing)
+
+
+def _call(context: Context, name: str) -> Call:
+    return Call(namespace_of(context), name, origin_of(context.peer()))
 
 
 def namespace_of(context: Context) -> str:

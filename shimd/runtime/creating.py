@@ -240,6 +240,7 @@ class _Creation:
             terminal=self.spec.process.terminal,
             stdio=self.stdio.paths,
             changed_resources={},
+            service=dict(self.options.service),
         )
 
     # ---- the end, good or bad --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from shimd.cgroups.manager import CgroupManager
@@ -46,7 +47,7 @@ class CreateOptions(NamedTuple):
     """``gate``: wait for ``start``; without, the program runs when ``create`` returns. ``console_socket``: a
     connected unix stream socket that gets the pty's master instead of the caller. ``preserve_fds`` become descriptors
     3 and up. ``rootfs``: mounts of the request. ``hold``: descriptors that the keeper keeps, by name, from the launch
-    on. Descriptors stay the caller's.
+    on. ``service``: see ContainerState. Descriptors stay the caller's.
     """
 
     gate: bool = True
@@ -56,6 +57,7 @@ class CreateOptions(NamedTuple):
     preserve_fds: tuple[int, ...] = ()
     rootfs: tuple[RootfsMount, ...] = ()
     hold: tuple[tuple[str, int], ...] = ()
+    service: Mapping[str, str | int] = {}
 
 
 DEFAULT_CREATE = CreateOptions()

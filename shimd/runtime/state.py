@@ -37,7 +37,7 @@ class ContainerState(NamedTuple):
     the pid names a process for ever; ``cgroup`` what ``cgroups.from_state`` reads; ``rootfs_mounts`` the places under
     <bundle>/rootfs, in order, where file systems of the create request are mounted ("" is the rootfs itself);
     ``namespace_paths`` by runc's type names; ``own_pid_namespace`` whether the death of init ends all other
-    processes.
+    processes; ``service`` what the maker wants to know again, strings and numbers.
     """
 
     id: str
@@ -58,6 +58,7 @@ class ContainerState(NamedTuple):
     terminal: bool
     stdio: tuple[str, str, str]
     changed_resources: Mapping[str, Any]
+    service: Mapping[str, Any] = {}
 
 
 _KEYS = {"pid": "init_process_pid", "start_time": "init_process_start"}
@@ -95,7 +96,7 @@ _TYPES: dict[str, type] = {
     "id": str, "namespace": str, "bundle": str, "rootfs": str, "created": str, "pid": int, "start_time": int,
     "owner": int, "config_hash": str, "annotations": dict, "cgroup": dict, "cgroup_paths": dict,
     "namespace_paths": dict, "own_pid_namespace": bool, "rootfs_mounts": list, "terminal": bool, "stdio": list,
-    "changed_resources": dict,
+    "changed_resources": dict, "service": dict,
 }  # fmt: skip
 
 

@@ -61,4 +61,4 @@ class Announcer:
         self._publish(container, topics.TASK_RESUMED, messages.TaskResumed(container_id=container.id))
 
     def _publish(self, container: Container, topic: str, message: TaskEvent) -> None:
-        self._bus.publish(container.namespace, topic, message)
+        self._bus.publish(container.namespace, topic, message, origin=container.origin)

@@ -57,6 +57,7 @@ class CreateRequest(NamedTuple):
     terminal: bool | None = None
     options: convert.Options = convert.Options()
     gate: bool = True  # wait for Start; without it, the program runs when Create is done
+    origin: str = ""  # see Call
 
 
 class ExecRequest(NamedTuple):
@@ -182,7 +183,7 @@ class Lifecycle:
                 config=config.data,
                 stdio=Stdio(*opened.ends, paths=request.stdio),
                 options=convert.create_options(options, gate=request.gate)._replace(
-                    rootfs=request.rootfs, hold=held.of_launch(name, opened)
+                    rootfs=request.rootfs, hold=held.of_launch(name, opened), service=_remembered(request)
                 ),
             )
             if runtime.console_fd >= 0:
@@ -241,7 +242,8 @@ class Lifecycle:
 
     def _make_exec(self, process: Process) -> tuple[ExecProcess, OpenStdio]:
         assert process.spec is not None
-        opened = open_stdio(*process.stdio, terminal=process.terminal)
+        uid, gid = process.container.io_owner
+        opened = open_stdio(*process.stdio, terminal=process.terminal, uid=uid, gid=gid)
         try:
             launched = self.runtime.exec(
                 process.container.runtime,
@@ -451,6 +453,13 @@ class Lifecycle:
     def _oom_killed(self, container: Container) -> None:
         container.oom_killed = True
         self._announce.oom(container)
+
+
+def _remembered(request: CreateRequest) -> dict[str, str | int]:
+    """What Container reads from the runtime's state."""
+    options = request.options
+    wanted: dict[str, str | int] = {"origin": request.origin, "io_uid": options.io_uid, "io_gid": options.io_gid}
+    return {name: value for name, value in wanted.items() if value}
 
 
 def _check_startable(process: Process) -> None:

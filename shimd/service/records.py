@@ -114,6 +114,17 @@ class Container:
         return self.namespace, self.id
 
     @property
+    def origin(self) -> str:
+        """The name of the containerd that it belongs to, "" without one."""
+        return str(self.runtime.state.service.get("origin", ""))
+
+    @property
+    def io_owner(self) -> tuple[int, int]:
+        """uid and gid that own the pipes of its standard streams."""
+        service = self.runtime.state.service
+        return service.get("io_uid", 0), service.get("io_gid", 0)
+
+    @property
     def fields(self) -> dict[str, str]:
         """For log lines."""
         return {"namespace": self.namespace, "id": self.id}

@@ -49,6 +49,7 @@ class TaskService:
                 stdio=_stdio(request),
                 terminal=request.terminal,
                 options=convert.read_options(request.options),
+                origin=call.origin,
             ),
         )
         return api.CreateTaskResponse(pid=container.init.pid)

@@ -58,7 +58,7 @@ LAYERS = {
     "shimd.supervise": Layer(
         ("shimd.linux", "shimd.keeper.client", "shimd.events.model", "shimd.cgroups.oom", "shimd.errors")
     ),
-    "shimd.events": Layer(("shimd.errors", "shimd.api"), ("google",)),
+    "shimd.events": Layer(("shimd.errors", "shimd.api", "shimd.rpc"), ("google", "grpc")),
     "shimd.rpc": Layer(("shimd.api", "shimd.errors"), GRPC),
     "shimd.service": Layer(
         (
@@ -79,6 +79,19 @@ LAYERS = {
     "shimd.daemon": Layer(ALL, (*GRPC, "uvloop")),
     # oci.spec: the template that `shimctl spec` prints needs no daemon.
     "clients": Layer(("shimd.api", "shimd.oci.spec"), (*GRPC, "click", "rich")),
+    # What the launcher does where no daemon can: remove a container, and tell what the runtime has.
+    "clients.containerd_shim": Layer(
+        (
+            "shimd.runtime",
+            "shimd.host",
+            "shimd.keeper.client",
+            "shimd.linux.mount",
+            "shimd.oci.features",
+            "shimd.plan.mount_options",
+            "shimd.plan.seccomp",
+            "shimd.errors",
+        )
+    ),
 }
 # Entry points that nobody imports.
 TOPS = ("shimd.daemon", "shimd.cli")

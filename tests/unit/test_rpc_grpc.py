@@ -24,6 +24,9 @@ class Context:
         self.written: list[Any] = []
         self.aborted: tuple[Any, ...] = ()
 
+    def peer(self) -> str:
+        return "unix:"
+
     def invocation_metadata(self) -> Any:
         return self.metadata
 

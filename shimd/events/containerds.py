@@ -1,0 +1,130 @@
+"""The containerds that were made known, each with its queue of events; kept in files, so that a daemon that is started
+again knows them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable, Collection
+from typing import NamedTuple
+
+from shimd.errors import InvalidArgument
+from shimd.events.forward import Addresses
+from shimd.events.model import Event
+from shimd.events.publisher import Publisher
+from shimd.events.spool import Spool
+from shimd.rpc.ttrpc_client import socket_path
+
+_SUFFIX = ".json"
+
+_log = logging.getLogger(__name__)
+
+
+class Sockets(NamedTuple):
+    """Paths where the daemon listens for one containerd."""
+
+    ttrpc: str
+    grpc: str
+
+
+class Containerds:
+    """``listen`` makes the daemon listen for the containerd of that name."""
+
+    def __init__(self, folder: str, listen: Callable[[str], Awaitable[Sockets]]) -> None:
+        self._folder = folder
+        self._listen = listen
+        self._publishers: dict[str, Publisher] = {}
+        self._sockets: dict[str, Sockets] = {}
+        self._lock = asyncio.Lock()
+
+    def publish(self, event: Event) -> None:
+        """To whom the container belongs, if to anybody."""
+        publisher = self._publishers.get(event.origin)
+        if publisher is not None:
+            publisher.publish(event)
+
+    async def register(self, addresses: Addresses) -> Sockets:
+        """May be called again, with another binary too. Raises InvalidArgument, OSError."""
+        _check(addresses)
+        name = name_of(addresses)
+        async with self._lock:
+            publisher = self._publishers.get(name)
+            if publisher is None:
+                self._save(name, addresses)
+                publisher = self._publishers[name] = Publisher(addresses, Spool(self._spool(name)))
+            elif publisher.addresses != addresses:
+                self._save(name, addresses)
+                await publisher.use(addresses)
+            if name not in self._sockets:
+                self._sockets[name] = await self._listen(name)
+            return self._sockets[name]
+
+    # ---- over a restart --------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Those that a former daemon knew; events flow from here on."""
+        for file in os.listdir(self._folder):
+            name, suffix = os.path.splitext(file)
+            if suffix == _SUFFIX:
+                try:
+                    addresses = self._read(name)
+                except (OSError, ValueError, TypeError) as error:
+                    _log.error("containerd %s is forgotten: %s", name, error)
+                    os.unlink(self._file(name))
+                else:
+                    self._publishers[name] = Publisher(addresses, Spool(self._spool(name)))
+
+    async def resume(self, used: Collection[str]) -> None:
+        """Listen for them again. Those without a container (``used``) and without events that wait are forgotten."""
+        async with self._lock:
+            for name, publisher in tuple(self._publishers.items()):
+                if name in used or not publisher.is_idle:
+                    self._sockets[name] = await self._listen(name)
+                else:
+                    await self._publishers.pop(name).close()
+                    os.unlink(self._file(name))
+                    os.unlink(self._spool(name))
+
+    async def close(self) -> None:
+        await asyncio.gather(*(publisher.close() for publisher in self._publishers.values()))
+        self._publishers.clear()
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+
+    def _file(self, name: str) -> str:
+        return os.path.join(self._folder, name + _SUFFIX)
+
+    def _spool(self, name: str) -> str:
+        return os.path.join(self._folder, f"{name}.events")
+
+    def _save(self, name: str, addresses: Addresses) -> None:
+        temporary = self._file(name) + ".new"
+        with open(temporary, "w") as file:
+            json.dump(addresses._asdict(), file)
+        os.rename(temporary, self._file(name))
+
+    def _read(self, name: str) -> Addresses:
+        with open(self._file(name)) as file:
+            addresses = Addresses(**json.load(file))
+        if not all(isinstance(address, str) for address in addresses) or name_of(addresses) != name:
+            raise ValueError("not a registration")
+        return addresses
+
+
+def name_of(addresses: Addresses) -> str:
+    """The name of the containerd that listens there."""
+    return hashlib.sha256(f"{addresses.ttrpc}\n{addresses.grpc}".encode()).hexdigest()[:12]
+
+
+def _check(addresses: Addresses) -> None:
+    if not addresses.ttrpc and not addresses.grpc:
+        raise InvalidArgument("neither a ttrpc nor a gRPC address of containerd is given")
+    for address in addresses[:2]:
+        if address and not socket_path(address).startswith("/"):
+            raise InvalidArgument(f"address {address!r} of containerd is no absolute path")
+    if any("\0" in address for address in addresses):
+        raise InvalidArgument("an address of containerd has a null byte in it")
