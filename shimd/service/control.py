@@ -90,7 +90,11 @@ class Control:
 
     def resize(self, process: Process, width: int, height: int) -> None:
         """Nothing happens without a terminal, as in containerd's shims."""
-        if width > _MAX_WINDOW or height > _MAX_WINDOW:
-            raise InvalidArgument(f"a window of {width}x{height} is too large")
+        check_window(width, height)
         if process.terminal and process.streams is not None and process.status != STOPPED:
             process.streams.resize(width, height)
+
+
+def check_window(width: int, height: int) -> None:
+    if width > _MAX_WINDOW or height > _MAX_WINDOW:
+        raise InvalidArgument(f"a window of {width}x{height} is too large")

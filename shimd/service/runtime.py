@@ -15,10 +15,11 @@ from shimd.api.v1 import runtime_pb2 as api
 from shimd.errors import FailedPrecondition, InvalidArgument, NotFound
 from shimd.events.bus import Delivery, EventBus
 from shimd.events.model import Filter
+from shimd.oci.model import ConsoleSize
 from shimd.oci.read import read_process
 from shimd.rpc.service import Call
 from shimd.service import convert, describe
-from shimd.service.control import Control
+from shimd.service.control import Control, check_window
 from shimd.service.lifecycle import CreateRequest, ExecRequest, Lifecycle
 from shimd.service.metrics import metrics
 from shimd.service.records import STOPPED, Container, StdioPaths
@@ -113,14 +114,15 @@ class RuntimeService:
     async def _exec(self, call: Call, request: api.ExecRequest, requests: Requests) -> Events:
         container = self._registry.get(call.namespace, request.id)
         spec = read_process(request.process)
+        if request.HasField("window"):
+            check_window(request.window.width, request.window.height)
+            spec = spec._replace(console_size=ConsoleSize(request.window.height, request.window.width))
         process = self._lifecycle.add_exec(
             container, ExecRequest(request.exec_id or secrets.token_hex(6), spec, _stdio(request))
         )
         finished = False
         try:
             await self._lifecycle.start(process)
-            if request.HasField("window"):
-                self._control.resize(process, request.window.width, request.window.height)
             session = Session(process, self._control, requests)
             try:
                 yield created_event(process, process.launched.warnings if process.launched else ())
