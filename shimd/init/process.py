@@ -65,7 +65,9 @@ def become_root(ctx: Context, op: ops.BecomeRoot) -> None:
 
 
 def session_keyring(ctx: Context, op: ops.SessionKeyring) -> None:
-    """As runc: the keyring is not the runtime's, and whoever has its owner's uid may search it."""
+    """Not the runtime's. Whoever has its owner's uid may find it, which takes its name; that is for an exec to come, so
+    root of another container is given nothing beside.
+    """
     try:
         if op.label:
             _write_attribute(ctx, "keycreate", op.label)
@@ -74,7 +76,7 @@ def session_keyring(ctx: Context, op: ops.SessionKeyring) -> None:
             _write_attribute(ctx, "keycreate", "")
         if serial:  # 0: it is the session keyring of the caller already
             permissions = int(process.keyctl_describe(serial).split(";")[3], 16)
-            process.keyctl_setperm(serial, permissions | process.KEY_USR_SEARCH)
+            process.keyctl_setperm(serial, permissions & process.KEY_POSSESSOR | process.KEY_USR_SEARCH)
     except OSError as e:
         if e.errno not in (ENOSYS, EDQUOT):
             raise

@@ -68,6 +68,7 @@ KEYCTL_JOIN_SESSION_KEYRING = 1
 KEYCTL_SETPERM = 5
 KEYCTL_DESCRIBE = 6
 KEY_USR_SEARCH = 0x00080000
+KEY_POSSESSOR = 0x3F000000  # all permissions of whoever has the key in a keyring of its own
 
 PIDFD_INFO_EXIT = 1 << 3
 _PIDFD_GET_INFO = 0xC040FF0B  # _IOWR(0xFF, 11, 64 bytes), the size of the first version of struct pidfd_info

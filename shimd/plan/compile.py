@@ -170,7 +170,7 @@ def _add_birth(builder: Builder, at: str, wanted: model.Process, cgroup_slots: t
 
 def _add_keyring(builder: Builder, wanted: model.Process, options: CompileOptions | ExecOptions) -> None:
     if not options.no_new_keyring:
-        builder.add(ops.SessionKeyring(f"_ses.{options.id}", wanted.selinux_label or ""))
+        builder.add(ops.SessionKeyring(options.keyring or f"_ses.{options.id}", wanted.selinux_label or ""))
 
 
 def _inherit(document: model.Process, container: model.Process) -> model.Process:

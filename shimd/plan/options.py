@@ -28,6 +28,7 @@ class CgroupView(NamedTuple):
 class CompileOptions(NamedTuple):
     """``bundle`` and ``rootfs`` are absolute. ``gate``: wait for ``start`` before the program runs. ``death_signal`` is
     sent to the container when its parent dies, 0 for none. ``seccomp_cache`` is a directory, "" for memory only.
+    ``keyring`` is the name of the session keyring, "" for one that anybody can guess.
     """
 
     id: str
@@ -38,6 +39,7 @@ class CompileOptions(NamedTuple):
     cgroups: CgroupView = CgroupView()
     no_pivot: bool = False
     no_new_keyring: bool = False
+    keyring: str = ""
     preserve_fds: int = 0
     death_signal: int = 0
     seccomp_cache: str = ""
@@ -49,6 +51,7 @@ class ExecOptions(NamedTuple):
     id: str
     cgroup_slots: tuple[str, ...] = ()
     no_new_keyring: bool = False
+    keyring: str = ""
     preserve_fds: int = 0
     death_signal: int = 0
     seccomp_cache: str = ""

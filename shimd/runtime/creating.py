@@ -90,6 +90,8 @@ class _Creation:
         self.options = options
         self.undo = undo
         self.phases = Phases()
+        # Root of any container can join a keyring whose name it knows, or make it before.
+        self.keyring = "" if options.no_new_keyring else f"_ses.{os.urandom(16).hex()}"
         self.mounted: tuple[str, ...] = ()
         self.poststop: tuple[Hook, ...] = ()
 
@@ -148,6 +150,7 @@ class _Creation:
             cgroups=cgroup_view(self.cgroup),
             no_pivot=self.options.no_pivot,
             no_new_keyring=self.options.no_new_keyring,
+            keyring=self.keyring,
             preserve_fds=len(self.options.preserve_fds),
             seccomp_cache=self.env.seccomp_cache,
         )
@@ -241,6 +244,7 @@ class _Creation:
             stdio=self.stdio.paths,
             changed_resources={},
             service=dict(self.options.service),
+            keyring=self.keyring,
         )
 
     # ---- the end, good or bad --------------------------------------------------------------------------------------

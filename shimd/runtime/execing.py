@@ -93,6 +93,8 @@ class _Execution:
         options = plan_options.ExecOptions(
             id=self.container.id,
             cgroup_slots=slots.add_cgroups(self.container.cgroup.exec_procs(*where)),
+            no_new_keyring=not self.container.state.keyring,
+            keyring=self.container.state.keyring,
             preserve_fds=len(self.options.preserve_fds),
             seccomp_cache=self.env.seccomp_cache,
         )

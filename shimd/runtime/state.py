@@ -37,7 +37,8 @@ class ContainerState(NamedTuple):
     the pid names a process for ever; ``cgroup`` what ``cgroups.from_state`` reads; ``rootfs_mounts`` the places under
     <bundle>/rootfs, in order, where file systems of the create request are mounted ("" is the rootfs itself);
     ``namespace_paths`` by runc's type names; ``own_pid_namespace`` whether the death of init ends all other
-    processes; ``service`` what the maker wants to know again, strings and numbers.
+    processes; ``service`` what the maker wants to know again, strings and numbers; ``keyring`` the name of
+    the session keyring, a secret among containers, "" for none.
     """
 
     id: str
@@ -59,6 +60,7 @@ class ContainerState(NamedTuple):
     stdio: tuple[str, str, str]
     changed_resources: Mapping[str, Any]
     service: Mapping[str, Any] = {}
+    keyring: str = ""
 
 
 _KEYS = {"pid": "init_process_pid", "start_time": "init_process_start"}
@@ -96,7 +98,7 @@ _TYPES: dict[str, type] = {
     "id": str, "namespace": str, "bundle": str, "rootfs": str, "created": str, "pid": int, "start_time": int,
     "owner": int, "config_hash": str, "annotations": dict, "cgroup": dict, "cgroup_paths": dict,
     "namespace_paths": dict, "own_pid_namespace": bool, "rootfs_mounts": list, "terminal": bool, "stdio": list,
-    "changed_resources": dict, "service": dict,
+    "changed_resources": dict, "service": dict, "keyring": str,
 }  # fmt: skip
 
 

@@ -1,0 +1,95 @@
+"""Session keyrings: tickets and tokens of one container must not be in reach of another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shimd.host.facts import probe
+from shimd.linux import process
+from shimd.runtime.direct import DirectLauncher
+from shimd.runtime.model import Container
+from tests.kernel.attack import sleeper, small_rootfs
+from tests.kernel.runtime_rig import Rig
+
+ALL = 0x3F3F3F3F
+
+
+@pytest.fixture
+def rig(place: Path, container_id: str) -> Rig:
+    small_rootfs(place / "rootfs")
+    return Rig(probe(), DirectLauncher(), place, container_id)
+
+
+def open_sleeper() -> dict[str, Any]:
+    spec = sleeper()
+    spec["linux"]["maskedPaths"] = []
+    return spec
+
+
+@contextmanager
+def squatter(*names: str) -> Iterator[set[int]]:
+    """Another container's root, who has made keyrings of these names and lets everybody in."""
+    read_end, write_end = os.pipe()
+    hold, release = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(release)
+            serials = []
+            for name in names:
+                serials.append(process.keyctl_join_session_keyring(name))
+                process.keyctl_setperm(serials[-1], ALL)
+            os.write(write_end, " ".join(map(str, serials)).encode())
+            os.close(write_end)
+            os.read(hold, 1)
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    os.close(hold)
+    with os.fdopen(read_end) as pipe:
+        squatted = {int(word) for word in pipe.read().split()}
+    try:
+        yield squatted
+    finally:
+        os.close(release)
+        os.waitpid(pid, 0)
+
+
+def session(rig: Rig, container: Container, name: str) -> set[str]:
+    """The serial numbers of the session keyrings that a process inside can see: its own."""
+    _, text = rig.output_of(container, "cat", "/proc/keys", name=name)
+    lines = [line.split() for line in text.splitlines()]
+    return {words[0] for words in lines if words[7] == "keyring" and words[8].startswith("_ses.")}
+
+
+def test_a_keyring_cannot_be_waiting_for_its_container(rig: Rig) -> None:
+    with squatter(f"_ses.{rig.id}") as squatted:
+        container = rig.create(open_sleeper(), gate=False)
+        own = session(rig, container, "x") - {f"{serial:08x}" for serial in squatted}
+        assert own, "it has joined the other one"
+        rig.end(container)
+
+
+def test_an_exec_has_the_keyring_of_the_container_and_nobody_else(rig: Rig, container_id: str) -> None:
+    """Not even by its name in a listing."""
+    other = Rig(probe(), rig.launcher, rig.place, f"{container_id}-other")
+    first, second = rig.create(open_sleeper(), gate=False), other.create(open_sleeper(), gate=False)
+    seen, again, by_other = session(rig, first, "x"), session(rig, first, "y"), session(other, second, "x")
+    rig.end(first)
+    other.end(second)
+    assert len(seen - by_other) == 1
+    assert seen - by_other == again - by_other
+    assert len(by_other - seen) == 1
+
+
+def test_without_a_keyring_of_its_own(rig: Rig) -> None:
+    container = rig.create(open_sleeper(), gate=False, no_new_keyring=True)
+    assert container.state.keyring == ""
+    session(rig, container, "x")
+    rig.end(container)
