@@ -195,5 +195,5 @@ def test_stage_makes_a_time_namespace(busybox: Path) -> None:
 
 
 def test_stage_that_fails_is_reported() -> None:
-    with pytest.raises(RuntimeFailure, match=r"prepare namespaces: set time offsets monotonic .*"):
+    with pytest.raises(RuntimeFailure, match=r"prepare namespaces \(/0\): set time offsets monotonic .*"):
         run(*program("/bin/true"), stage=(ops.TimeOffsets((("monotonic", 1, 0),)),))
