@@ -31,15 +31,17 @@ class Victim(NamedTuple):
 
 
 class Attacker:
-    """Does one round on every process but init and itself whenever it is asked."""
+    """Does one round on every process but itself whenever it is asked."""
 
     def __init__(self, orders: int, reports: int) -> None:
         self._orders = orders
         self._reports = reports
 
     def round(self) -> list[Victim]:
+        """Without the program of the container that it is in: that is its own."""
         os.write(self._orders, b"x")
-        return [Victim(pid, name, tuple(breaches)) for pid, name, breaches in self._answer()]
+        victims = [Victim(pid, name, tuple(breaches)) for pid, name, breaches in self._answer()]
+        return [victim for victim in victims if victim.name != "sleep"]
 
     def _answer(self) -> list[tuple[int, str, list[str]]]:
         line = wait.read_until(self._reports, b"\n")
@@ -94,7 +96,7 @@ def _serve(orders: int, reports: int) -> None:
     while os.read(orders, 1):
         victims = []
         for name in os.listdir("/proc"):
-            if name.isdigit() and int(name) not in (1, os.getpid()):
+            if name.isdigit() and int(name) != os.getpid():
                 victims.append(_attack(int(name)))
         os.write(reports, json.dumps(victims).encode() + b"\n")
 

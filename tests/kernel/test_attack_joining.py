@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from shimd.host.facts import probe
-from shimd.runtime import execing
+from shimd.runtime import creating, execing
 from shimd.runtime.direct import DirectLauncher
 from tests.kernel.attack import bind, sleeper, small_rootfs
 from tests.kernel.attacker import Victim, attacker
@@ -59,6 +59,32 @@ def test_cve_2016_9962(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.end(container)
     assert victims, "the process was not seen at all"
     assert [victim for victim in victims if victim.breaches] == []
+
+
+def test_an_init_at_the_start_gate(rig: Rig) -> None:
+    """It has no more privileges, but it is the runtime's code still, and holds the gate."""
+    container = rig.create(sleeper())
+    with attacker(container.pid, *CAPABILITIES) as inside:
+        victims = inside.round()
+    rig.end(container)
+    assert [(victim.pid, victim.breaches) for victim in victims] == [(1, ())]
+
+
+def test_a_container_that_joins_the_pid_namespace_of_another(
+    rig: Rig, container_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a pod do: its init is visible to the others before it has given anything up."""
+    victims: list[Victim] = []
+    first = rig.create(sleeper(), gate=False)
+    other = Rig(probe(), rig.launcher, rig.place, f"{container_id}-other")
+    spec = sleeper()
+    spec["linux"]["namespaces"][0]["path"] = f"/proc/{first.pid}/ns/pid"
+    with attacker(first.pid, *CAPABILITIES) as inside:
+        monkeypatch.setattr(creating, "set_rlimits", lambda *_: victims.extend(inside.round()))
+        second = other.create(spec, gate=False)
+        other.end(second)
+    rig.end(first)
+    assert [victim.breaches for victim in victims] == [()]
 
 
 def test_cve_2016_9962_in_a_loop(rig: Rig) -> None:
