@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from typing import NamedTuple, Protocol
 
 import grpc
@@ -65,12 +66,15 @@ class OverTtrpc:
 
 class OverGrpc:
     def __init__(self, address: str) -> None:
-        self._target = f"unix:{socket_path(address)}"
+        self._path = socket_path(address)
         self._channel: grpc.aio.Channel | None = None
 
     async def forward(self, request: bytes) -> None:
         if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._target, options=(("grpc.use_local_subchannel_pool", 1),))
+            _check_listening(self._path)
+            self._channel = grpc.aio.insecure_channel(
+                f"unix:{self._path}", options=(("grpc.use_local_subchannel_pool", 1),)
+            )
         try:
             await self._channel.unary_unary(_GRPC_METHOD, bytes, bytes)(request, timeout=TIMEOUT)
         except grpc.aio.AioRpcError as error:
@@ -82,6 +86,17 @@ class OverGrpc:
         if self._channel is not None:
             await self._channel.close(None)
             self._channel = None
+
+
+def _check_listening(path: str) -> None:
+    """Raises Unreachable. An attempt of gRPC itself would cost threads and descriptors each time."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            pass  # somebody is there, and busy
+        except OSError as error:
+            raise Unreachable(UNAVAILABLE, f"connect to {path}: {(error.strerror or str(error)).lower()}") from error
 
 
 class ByProgram:
