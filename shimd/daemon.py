@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import fcntl
 import gc
+import hashlib
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ from shimd.api.containerd import task_v2_pb2, task_v3_pb2
 from shimd.api.v1 import containerd_pb2, runtime_pb2
 from shimd.errors import FailedPrecondition, ShimdError
 from shimd.events.bus import EventBus
-from shimd.events.containerds import Containerds, Sockets
+from shimd.events.containerds import Containerds, Sockets, entrance_of, split_entrance
 from shimd.host.doctor import doctor
 from shimd.host.facts import HostFacts, probe
 from shimd.keeper.client import KeeperClient, spawn_keeper
@@ -126,7 +127,7 @@ class Daemon:
             ttrpc = TtrpcServer(services, allowed_uids)
             self._entrances = entrances = Entrances(ttrpc, self.places.inner_socket, allowed_uids)
             stack.callback(entrances.close)
-            await containerds.resume({container.origin for container in lifecycle.registry.all()})
+            await containerds.resume({entrance_of(c.origin, c.namespace) for c in lifecycle.registry.all()})
             await entrances.open(grpc_listener, ttrpc_listener)
             await set_serving(health_servicer, _SERVICES, serving=True)
             self._settle_memory()
@@ -182,12 +183,15 @@ class Daemon:
         return keeper
 
     def _containerds(self, stack: contextlib.AsyncExitStack) -> Containerds:
-        async def listen(name: str) -> Sockets:
+        async def listen(entrance: str) -> Sockets:
+            origin, namespace = split_entrance(entrance)
+            # A namespace may be longer than the path of a socket.
+            name = hashlib.sha256(entrance.encode()).hexdigest()[:12]
             paths = Sockets(
                 *(os.path.join(self.places.containerds, f"{name}{end}") for end in (".ttrpc.sock", ".sock"))
             )
             ttrpc, grpc = (self._own_listener(stack, path) for path in paths)
-            await self._entrances.open(grpc, ttrpc, origin=name)
+            await self._entrances.open(grpc, ttrpc, origin=origin, namespace=namespace)
             return paths
 
         containerds = Containerds(self.places.containerds, listen)

@@ -25,7 +25,7 @@ def start(flags: Flags, namespace: str, places: Places, stdin: bytes) -> bytes:
     """What belongs on standard output. The working directory is the bundle."""
     container_id = flags.required("id")
     parameters = bootstrap(stdin, namespace, container_id)
-    ttrpc, grpc = _register(flags, places, parameters or {})
+    ttrpc, grpc = _register(flags, namespace, places, parameters or {})
     address = f"unix://{ttrpc}"
     _write_address(address)
     if parameters is not None:
@@ -46,13 +46,13 @@ def bootstrap(stdin: bytes, namespace: str, container_id: str) -> wire.Fields | 
     return None
 
 
-def _register(flags: Flags, places: Places, parameters: wire.Fields) -> tuple[str, str]:
+def _register(flags: Flags, namespace: str, places: Places, parameters: wire.Fields) -> tuple[str, str]:
     """The paths of the daemon's sockets for this containerd: ttrpc, gRPC."""
     grpc = wire.last_text(parameters, 6) or flags.values.get("address", "")
     ttrpc = wire.last_text(parameters, 5) or os.environ.get("TTRPC_ADDRESS", "") or f"{flags.required('address')}.ttrpc"
     binary = wire.last_text(parameters, 7) or flags.values.get("publish-binary", "")
     with _connect(places) as connection:
-        request = wire.text(1, ttrpc) + wire.text(2, grpc) + wire.text(3, binary)
+        request = wire.text(1, ttrpc) + wire.text(2, grpc) + wire.text(3, binary) + wire.text(4, namespace)
         response = connection.call(SERVICE, "Register", request)
     return wire.last_text(response, 1), wire.last_text(response, 2)
 

@@ -20,6 +20,7 @@ from shimd.events.spool import Spool
 from shimd.rpc.ttrpc_client import socket_path
 
 _SUFFIX = ".json"
+_OF_NAMESPACE = "-"  # not in a name
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Sockets(NamedTuple):
 
 
 class Containerds:
-    """``listen`` makes the daemon listen for the containerd of that name."""
+    """``listen`` makes the daemon listen for an entrance, see ``entrance_of``."""
 
     def __init__(self, folder: str, listen: Callable[[str], Awaitable[Sockets]]) -> None:
         self._folder = folder
@@ -47,8 +48,10 @@ class Containerds:
         if publisher is not None:
             publisher.publish(event)
 
-    async def register(self, addresses: Addresses) -> Sockets:
-        """May be called again, with another binary too. Raises InvalidArgument, OSError."""
+    async def register(self, addresses: Addresses, *, namespace: str = "") -> Sockets:
+        """May be called again, with another binary too. Calls without a namespace are of ``namespace``. Raises
+        InvalidArgument, OSError.
+        """
         _check(addresses)
         name = name_of(addresses)
         async with self._lock:
@@ -59,9 +62,10 @@ class Containerds:
             elif publisher.addresses != addresses:
                 self._save(name, addresses)
                 await publisher.use(addresses)
-            if name not in self._sockets:
-                self._sockets[name] = await self._listen(name)
-            return self._sockets[name]
+            entrance = entrance_of(name, namespace)
+            if entrance not in self._sockets:
+                self._sockets[entrance] = await self._listen(entrance)
+            return self._sockets[entrance]
 
     # ---- over a restart --------------------------------------------------------------------------------------------
 
@@ -79,11 +83,15 @@ class Containerds:
                     self._publishers[name] = Publisher(addresses, Spool(self._spool(name)))
 
     async def resume(self, used: Collection[str]) -> None:
-        """Listen for them again. Those without a container (``used``) and without events that wait are forgotten."""
+        """Listen for them again at the entrances that containers came by. Those without such (``used``) and without
+        events that wait are forgotten.
+        """
         async with self._lock:
             for name, publisher in tuple(self._publishers.items()):
-                if name in used or not publisher.is_idle:
-                    self._sockets[name] = await self._listen(name)
+                entrances = [entrance for entrance in used if split_entrance(entrance)[0] == name]
+                if entrances or not publisher.is_idle:
+                    for entrance in entrances or [name]:
+                        self._sockets[entrance] = await self._listen(entrance)
                 else:
                     await self._publishers.pop(name).close()
                     os.unlink(self._file(name))
@@ -113,6 +121,17 @@ class Containerds:
         if not all(isinstance(address, str) for address in addresses) or name_of(addresses) != name:
             raise ValueError("not a registration")
         return addresses
+
+
+def entrance_of(name: str, namespace: str) -> str:
+    """The name of a containerd, and the namespace of calls that name none."""
+    return f"{name}{_OF_NAMESPACE}{namespace}" if namespace else name
+
+
+def split_entrance(entrance: str) -> tuple[str, str]:
+    """The inverse."""
+    name, _, namespace = entrance.partition(_OF_NAMESPACE)
+    return name, namespace
 
 
 def name_of(addresses: Addresses) -> str:

@@ -17,12 +17,14 @@ class Entrances:
         self._allowed_uids = allowed_uids
         self._fronts: list[Front] = []
 
-    async def open(self, grpc: socket.socket, ttrpc: socket.socket, *, origin: str = "") -> None:
-        """Take over two listeners; calls say that they come from ``origin``."""
+    async def open(self, grpc: socket.socket, ttrpc: socket.socket, *, origin: str = "", namespace: str = "") -> None:
+        """Take over two listeners; calls say that they come from ``origin``; those over ttrpc that name no namespace
+        are of ``namespace``.
+        """
         front = Front(grpc, self._inner, self._allowed_uids, origin=origin)
         front.start()
         self._fronts.append(front)
-        await self._ttrpc.listen(ttrpc, origin=origin)
+        await self._ttrpc.listen(ttrpc, origin=origin, namespace=namespace)
 
     def stop_accepting(self) -> None:
         for front in self._fronts:

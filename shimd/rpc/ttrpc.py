@@ -69,11 +69,13 @@ class TtrpcServer:
         self.connections: set[_Connection] = set()
         self._listening: list[asyncio.Server] = []
 
-    async def listen(self, listener: socket.socket, *, origin: str = "") -> None:
-        """Accept from ``listener``, which is ours from now on; calls say that they come from ``origin``."""
+    async def listen(self, listener: socket.socket, *, origin: str = "", namespace: str = "") -> None:
+        """Accept from ``listener``, which is ours from now on; calls say that they come from ``origin``, and are of
+        ``namespace`` where they do not say.
+        """
         loop = asyncio.get_running_loop()
         server = await loop.create_unix_server(
-            lambda: _Connection(self, origin), sock=listener, backlog=socket.SOMAXCONN
+            lambda: _Connection(self, origin, namespace or DEFAULT_NAMESPACE), sock=listener, backlog=socket.SOMAXCONN
         )
         self._listening.append(server)
 
@@ -97,10 +99,11 @@ class TtrpcServer:
 
 
 class _Connection(asyncio.Protocol):
-    __slots__ = ("_last_stream", "_loop", "_origin", "_reader", "_server", "_transport", "calls")
+    __slots__ = ("_last_stream", "_loop", "_namespace", "_origin", "_reader", "_server", "_transport", "calls")
 
-    def __init__(self, server: TtrpcServer, origin: str) -> None:
+    def __init__(self, server: TtrpcServer, origin: str, namespace: str) -> None:
         self._server = server
+        self._namespace = namespace
         self._origin = origin
         self._reader = FrameReader()
         self._last_stream = 0
@@ -162,7 +165,7 @@ class _Connection(asyncio.Protocol):
         self._last_stream = frame.stream
         request = _parsed(wire.Request.FromString, frame.payload, "request")
         method = self._method(request.service, request.method)
-        call = Call(_namespace(request.metadata), method.name, self._origin)
+        call = Call(_namespace(request.metadata) or self._namespace, method.name, self._origin)
         message = _parsed(method.parse, request.payload, f"request of {method.name}")
         if len(self.calls) >= MAX_CALLS:
             raise ResourceExhausted(f"more than {MAX_CALLS} calls are under way on this connection")
@@ -229,9 +232,11 @@ def _parsed(parse: Callable[[bytes], T], data: bytes, what: str) -> T:
 
 
 def _namespace(metadata: Iterable[wire.KeyValue]) -> str:
-    """Of several values of a key the first counts, as in containerd; raises InvalidArgument for a malformed one."""
+    """Empty where none is named. Of several values of a key the first counts, as in containerd; raises InvalidArgument
+    for a malformed one.
+    """
     found = {pair.key.lower(): pair.value for pair in reversed(list(metadata))}
     for key in NAMESPACE_KEYS:
         if key in found:
             return check_identifier(found[key], kind="namespace")
-    return DEFAULT_NAMESPACE
+    return ""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshimd/api/v1/containerd.proto\x12\x08shimd.v1\"V\n\x0fRegisterRequest\x12\x15\n\rttrpc_address\x18\x01 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x02 \x01(\t\x12\x16\n\x0epublish_binary\x18\x03 \x01(\t\"=\n\x10RegisterResponse\x12\x14\n\x0cttrpc_socket\x18\x01 \x01(\t\x12\x13\n\x0bgrpc_socket\x18\x02 \x01(\t2P\n\x0b\x43ontainerds\x12\x41\n\x08Register\x12\x19.shimd.v1.RegisterRequest\x1a\x1a.shimd.v1.RegisterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshimd/api/v1/containerd.proto\x12\x08shimd.v1\"i\n\x0fRegisterRequest\x12\x15\n\rttrpc_address\x18\x01 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x02 \x01(\t\x12\x16\n\x0epublish_binary\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\t\"=\n\x10RegisterResponse\x12\x14\n\x0cttrpc_socket\x18\x01 \x01(\t\x12\x13\n\x0bgrpc_socket\x18\x02 \x01(\t2P\n\x0b\x43ontainerds\x12\x41\n\x08Register\x12\x19.shimd.v1.RegisterRequest\x1a\x1a.shimd.v1.RegisterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shimd.api.v1.containerd_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REGISTERREQUEST']._serialized_start=43
-  _globals['_REGISTERREQUEST']._serialized_end=129
-  _globals['_REGISTERRESPONSE']._serialized_start=131
-  _globals['_REGISTERRESPONSE']._serialized_end=192
-  _globals['_CONTAINERDS']._serialized_start=194
-  _globals['_CONTAINERDS']._serialized_end=274
+  _globals['_REGISTERREQUEST']._serialized_end=148
+  _globals['_REGISTERRESPONSE']._serialized_start=150
+  _globals['_REGISTERRESPONSE']._serialized_end=211
+  _globals['_CONTAINERDS']._serialized_start=213
+  _globals['_CONTAINERDS']._serialized_end=293
 # @@protoc_insertion_point(module_scope)

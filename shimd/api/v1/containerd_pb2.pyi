@@ -23,22 +23,26 @@ class RegisterRequest(_message.Message):
     TTRPC_ADDRESS_FIELD_NUMBER: _builtins.int
     GRPC_ADDRESS_FIELD_NUMBER: _builtins.int
     PUBLISH_BINARY_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
     ttrpc_address: _builtins.str
     """path or unix:// URI of its ttrpc socket"""
     grpc_address: _builtins.str
     """the same of its gRPC socket"""
     publish_binary: _builtins.str
     """runs with `publish` where neither takes events"""
+    namespace: _builtins.str
+    """of calls that name none: containerd 1.6 and 1.7 never do over ttrpc"""
     def __init__(
         self,
         *,
         ttrpc_address: _builtins.str = ...,
         grpc_address: _builtins.str = ...,
         publish_binary: _builtins.str = ...,
+        namespace: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grpc_address", b"grpc_address", "publish_binary", b"publish_binary", "ttrpc_address", b"ttrpc_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grpc_address", b"grpc_address", "namespace", b"namespace", "publish_binary", b"publish_binary", "ttrpc_address", b"ttrpc_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -46,8 +50,9 @@ Global___RegisterRequest: _TypeAlias = RegisterRequest  # noqa: Y015
 
 @_typing.final
 class RegisterResponse(_message.Message):
-    """Where the daemon listens for this containerd, so that it knows whom the events of a container go to: of one that was
-    created over these sockets they go to this containerd. The paths depend on the two addresses only.
+    """Where the daemon listens for this containerd and this namespace, so that it knows whom the events of a container go to:
+    of one that was created over these sockets they go to this containerd. The paths depend on the two addresses and the
+    namespace only.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
