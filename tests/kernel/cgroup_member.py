@@ -82,12 +82,11 @@ def reaper() -> Iterator[None]:
     """Children of a member become ours when it ends, and are waited for: init of this machine may take seconds for
     it.
     """
+    known = wait.children()
     set_child_subreaper(1)
     try:
         yield
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                os.waitpid(-1, 0)
+        wait.reap_children_but(known)
     finally:
         set_child_subreaper(0)
 

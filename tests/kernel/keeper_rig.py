@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 from shimd.errors import Unavailable
@@ -23,6 +23,7 @@ class Keeper:
 
     def __init__(self, place: Path) -> None:
         self.place = place
+        self._known = wait.children()
         set_child_subreaper(1)  # to reap the keeper, which detaches from whoever starts it
         spawn_keeper(str(place))
         self.client = KeeperClient.connect(str(place))
@@ -43,9 +44,7 @@ class Keeper:
     def reap(self) -> None:
         wait.exited(self.pidfd, what="the keeper's end")
         os.close(self.pidfd)
-        with suppress(ChildProcessError):
-            while True:  # the keeper, and what it had not reaped yet
-                os.waitpid(-1, 0)
+        wait.reap_children_but(self._known)  # the keeper, and what it had not reaped yet
         set_child_subreaper(0)
 
     def launch(self, name: str, *operations: ops.Op, exit_file: str = "", **fields: object) -> tuple[Launched, socket]:

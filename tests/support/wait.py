@@ -39,6 +39,23 @@ def process_gone(pid: int, *, seconds: float = SECONDS) -> None:
         os.close(pidfd)
 
 
+def children() -> set[int]:
+    """The pids of this process's children, dead ones that nobody waited for included."""
+    pids: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/children") as file:
+            pids.update(map(int, file.read().split()))
+    return pids
+
+
+def reap_children_but(known: set[int], *, seconds: float = SECONDS) -> None:
+    """Wait for the children that a subreaper came by; those ``known`` may be what another test left, and live on."""
+    while new := children() - known:
+        for pid in new:
+            process_gone(pid, seconds=seconds)
+            os.waitpid(pid, 0)
+
+
 def read_some(fd: int, *, seconds: float = SECONDS, what: str = "", size: int = 65536) -> bytes:
     """The next bytes; b"" at the end of the file. A pty whose last other end was closed reports EIO: also the end."""
     readable(fd, seconds=seconds, what=what)
