@@ -62,6 +62,14 @@ test-lab: venv ## Tests in a small virtual machine with cgroup v2 and its contro
 	@tools/need-packages $(LAB_PACKAGES)
 	@tests/lab/vm --timeout 1800 -- $(PYTEST) -m lab $(ROOT_TESTS)
 
+.PHONY: test-containerd
+test-containerd: venv ## Tests with stock containerds of three versions, the newer ones fetched once: needs root
+	@tools/need-packages $(TEST_PACKAGES) containerd=containerd
+	@[[ $$(id -u) == 0 ]] || { echo 'make test-containerd: needs root, for containerd' >&2; exit 1; }
+	@tests/lab/peers "$${SHIMD_TEST_CACHE:-/var/cache/shimd-test}/peers" containerd-1.7 containerd-2 || \
+		echo 'make test-containerd: what could not be fetched is not tested'
+	@$(PYTEST) tests/containerd
+
 .PHONY: lint
 lint: venv ## Linters, formatter and type checker: what tests/repo runs of them
 	@$(BIN)/ruff check

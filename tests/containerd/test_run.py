@@ -1,0 +1,106 @@
+"""``ctr run`` and what can be done with its containers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.containerd.rig import Containerd
+from tests.support.terminal import Terminal
+from tests.support.wait import SECONDS
+
+
+def test_output_and_exit_code_reach_the_client(containerd: Containerd, name: str) -> None:
+    done = containerd.run(name, "sh", "-c", "echo out; echo err >&2; exit 7", flags=["--rm"])
+    assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
+    assert name not in containerd.tasks()
+    assert name not in containerd.ctr("containers", "ls", "-q").split()
+
+
+def test_much_output_is_complete(containerd: Containerd, name: str) -> None:
+    done = containerd.run(name, "sh", "-c", "yes 0123456789 | head -n 200000", flags=["--rm"])
+    assert done.returncode == 0
+    assert done.stdout == "0123456789\n" * 200_000
+
+
+def test_input_reaches_the_program(containerd: Containerd, name: str) -> None:
+    done = containerd.try_ctr(*containerd.run_arguments(name, "head", "-n", "2", flags=["--rm"]), stdin="a\nb\n")
+    assert (done.returncode, done.stdout) == (0, "a\nb\n")
+
+
+def test_rootfs_of_the_snapshotter_is_writable_and_private(containerd: Containerd, name: str) -> None:
+    for _ in range(2):
+        done = containerd.run(name, "sh", "-c", "test ! -e /new && echo x > /new && cat /new", flags=["--rm"])
+        assert (done.returncode, done.stdout) == (0, "x\n")
+
+
+def test_program_that_is_missing_fails_with_its_name_and_leaves_nothing(containerd: Containerd, name: str) -> None:
+    done = containerd.run(name, "/no/such/program", flags=["--rm"])
+    assert done.returncode != 0
+    assert "/no/such/program" in done.stderr
+    assert name not in containerd.tasks()
+    containerd.try_ctr("containers", "rm", name)  # older versions leave the container's record
+
+
+def test_terminal(containerd: Containerd, name: str) -> None:
+    command = containerd.command(*containerd.run_arguments(name, "sh", flags=["--rm", "-t"]))
+    with Terminal(command, rows=30, columns=99, env=containerd.environment) as terminal:
+        terminal.read_until("# ")
+        terminal.type("stty size; tty\n")
+        assert "30 99" in terminal.read_until("/dev/")
+        terminal.resize(40, 111)
+        terminal.type("while test \"$(stty size)\" != '40 111'; do sleep 0.05; done; echo re''sized\n")
+        terminal.read_until("resized")
+        terminal.type("exit 5\n")
+        assert terminal.process.wait(SECONDS) == 5
+
+
+def test_detached_task_is_listed_killed_and_deleted(containerd: Containerd, name: str) -> None:
+    containerd.detached(name, "sleep", "1000")
+    pid, status = containerd.tasks()[name]
+    assert status == "RUNNING"
+    assert str(pid) in containerd.ctr("tasks", "ps", name)
+    assert Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
+    containerd.ctr("tasks", "kill", "--signal", "KILL", name)
+    containerd.await_stopped(name)
+    assert "137" in containerd.try_ctr("tasks", "delete", name).stderr
+    assert name not in containerd.tasks()
+    containerd.ctr("containers", "rm", name)
+
+
+def test_exec(containerd: Containerd, name: str) -> None:
+    containerd.detached(name, "sleep", "1000")
+    done = containerd.try_ctr("tasks", "exec", "--exec-id", "e1", name, "sh", "-c", "echo $1; exit 4", "sh", "hello")
+    assert (done.returncode, done.stdout) == (4, "hello\n")
+    arguments = ("tasks", "exec", "--exec-id", "e2", "-t", name, "sh", "-c", "tty; exit 6")
+    with Terminal(containerd.command(*arguments), env=containerd.environment) as terminal:
+        terminal.read_until("/dev/")
+        assert terminal.process.wait(SECONDS) == 6
+    containerd.remove(name)
+
+
+def test_pause_and_resume(containerd: Containerd, name: str) -> None:
+    containerd.detached(name, "sleep", "1000")
+    containerd.ctr("tasks", "pause", name)
+    assert containerd.tasks()[name][1] == "PAUSED"
+    containerd.ctr("tasks", "resume", name)
+    assert containerd.tasks()[name][1] == "RUNNING"
+    containerd.remove(name)
+
+
+def test_metrics(containerd: Containerd, name: str) -> None:
+    containerd.detached(name, "sleep", "1000")
+    text = containerd.ctr("tasks", "metrics", name)
+    values = dict(re.findall(r"^(\S+) +(\d+)", text, re.MULTILINE))
+    usage = int(values.get("memory.usage_in_bytes") or values["memory.usage"])
+    assert 4096 <= usage < 64 << 20, text
+    containerd.remove(name)
+
+
+def test_log_uri(containerd: Containerd, name: str) -> None:
+    log = containerd.folder / "logs" / "file.log"
+    containerd.detached(name, "sh", "-c", "echo to a file; echo error >&2", flags=["--log-uri", f"file://{log}"])
+    containerd.await_stopped(name)
+    containerd.ctr("tasks", "delete", name)
+    assert sorted(log.read_text().splitlines()) == ["error", "to a file"]  # nobody orders the two streams
+    containerd.ctr("containers", "rm", name)
