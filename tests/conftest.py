@@ -50,6 +50,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         own.private_mounts()
 
 
+@pytest.hookimpl(trylast=True)  # after the fixtures of an interrupted run
 def pytest_sessionfinish(session: pytest.Session) -> None:
     presence = session.config.stash.get(presence_key, None)
     if presence is not None:
