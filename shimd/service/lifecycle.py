@@ -34,6 +34,7 @@ from shimd.service.registry import Registry
 from shimd.supervise import held
 from shimd.supervise.exits import Exit, Exits
 from shimd.supervise.held import HeldStreams, TakenBack
+from shimd.supervise.logger import Whose
 from shimd.supervise.oom import OomWatcher, Watch
 from shimd.supervise.stdio import OpenStdio, open_stdio
 from shimd.supervise.streams import Streams
@@ -174,7 +175,13 @@ class Lifecycle:
             raise InvalidArgument(f"terminal is {request.terminal} in the request and {terminal} in config.json")
         options = request.options
         name = launch_name(namespace, request.id)
-        opened = open_stdio(*request.stdio, terminal=terminal, uid=options.io_uid, gid=options.io_gid)
+        opened = open_stdio(
+            *request.stdio,
+            terminal=terminal,
+            uid=options.io_uid,
+            gid=options.io_gid,
+            whose=Whose(namespace, request.id),
+        )
         try:
             runtime = self.runtime.create(
                 request.id,
@@ -243,7 +250,8 @@ class Lifecycle:
     def _make_exec(self, process: Process) -> tuple[ExecProcess, OpenStdio]:
         assert process.spec is not None
         uid, gid = process.container.io_owner
-        opened = open_stdio(*process.stdio, terminal=process.terminal, uid=uid, gid=gid)
+        whose = Whose(process.container.namespace, process.exec_id)
+        opened = open_stdio(*process.stdio, terminal=process.terminal, uid=uid, gid=gid, whose=whose)
         try:
             launched = self.runtime.exec(
                 process.container.runtime,

@@ -17,6 +17,7 @@ from shimd.runtime.status import Status
 from shimd.service.lifecycle import Lifecycle
 from shimd.supervise.exits import UNKNOWN_STATUS, Exit, recorded_exit
 from shimd.supervise.held import HeldStreams, TakenBack
+from shimd.supervise.logger import Whose
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ def _find(runtime: Runtime, held: HeldStreams) -> list[_Found]:
 
 def _streams(container: RuntimeContainer, held: HeldStreams, names: Iterable[str]) -> TakenBack | None:
     launch = launch_name(container.namespace, container.id)
-    taken = held.take_back(launch, names, container.state.stdio)
+    whose = Whose(container.namespace, container.id)
+    taken = held.take_back(launch, names, container.state.stdio, whose)
     if taken is not None and taken.problem:
         _log.warning("output goes nowhere: %s", taken.problem, extra=_fields(container))
     return taken

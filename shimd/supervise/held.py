@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from shimd.errors import NotFound
 from shimd.keeper.client import KeeperClient
+from shimd.supervise.logger import Whose
 from shimd.supervise.stdio import OpenStdio, reopen_stdio
 
 _OUTPUTS = ("stdout", "stderr")
@@ -48,7 +49,9 @@ class HeldStreams:
     def names(self) -> frozenset[str]:
         return frozenset(self._keeper.list().held)
 
-    def take_back(self, launch: str, held: Iterable[str], paths: tuple[str, str, str]) -> TakenBack | None:
+    def take_back(
+        self, launch: str, held: Iterable[str], paths: tuple[str, str, str], whose: Whose
+    ) -> TakenBack | None:
         """The streams of a process that a former daemon has made, of which ``held`` is kept; None for nothing."""
         kinds = [kind for kind in (*_OUTPUTS, _CONSOLE) if f"{launch}:{kind}" in held]
         if not kinds:
@@ -59,7 +62,7 @@ class HeldStreams:
             return None
         console = fds.pop(_CONSOLE, -1)
         try:
-            opened, problem = reopen_stdio(*paths, terminal=console >= 0, pipes=fds)
+            opened, problem = reopen_stdio(*paths, terminal=console >= 0, pipes=fds, whose=whose)
         except BaseException:
             for fd in (console, *fds.values()):
                 if fd >= 0:

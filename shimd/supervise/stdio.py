@@ -1,7 +1,8 @@
 """The standard streams of one process: where its client wants them, the descriptors it gets, what runs between.
 
 A stream is named as in containerd's API: "" (nothing), the path of a FIFO or of an existing file, ``fifo://PATH``,
-``file://PATH`` (made if it is missing, appended to), or our ``attach:`` (kept for clients of the daemon).
+``file://PATH`` (made if it is missing, appended to), for stdout ``binary://PATH`` (a program that takes stderr, too;
+see logger.py), or our ``attach:`` (kept for clients of the daemon).
 
 The process never gets the client's file or FIFO itself, always a pipe or a terminal with a relay behind: a descriptor
 of a host file in a container would let its root truncate it, read it through /proc/self/fd, or make it setuid.
@@ -20,24 +21,25 @@ from contextlib import ExitStack
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from shimd.errors import InvalidArgument, NotFound, ShimdError, Unimplemented
+from shimd.errors import InvalidArgument, NotFound, ShimdError
+from shimd.supervise import logger
 from shimd.supervise.attach import STDERR, STDOUT
+from shimd.supervise.logger import NOBODYS, Logger, Whose, start_logger
 
 ATTACH = "attach:"
 
 _CLOEXEC = os.O_CLOEXEC | os.O_NOCTTY
-_DEFERRED_SCHEMES = ("binary", "binary-v2")
 
 
 class Target(NamedTuple):
-    """One parsed name; ``kind`` is "null", "attach", "path" or "file"."""
+    """One parsed name; ``kind`` is "null", "attach", "path", "file" or "logger", whose path is the whole name."""
 
     kind: str
     path: str = ""
 
 
 def parse_target(uri: str) -> Target:
-    """Raises InvalidArgument, or Unimplemented for a scheme that others have."""
+    """Raises InvalidArgument."""
     if uri in ("", "/dev/null"):
         return Target("null")
     if uri == ATTACH:
@@ -47,8 +49,8 @@ def parse_target(uri: str) -> Target:
     parts = urlsplit(uri)
     if parts.scheme in ("fifo", "file") and not parts.netloc and parts.path.startswith("/"):
         return Target("file" if parts.scheme == "file" else "path", unquote(parts.path))
-    if parts.scheme in _DEFERRED_SCHEMES:
-        raise Unimplemented(f"stdio {uri}: {parts.scheme} is not supported yet")
+    if parts.scheme in logger.SCHEMES:
+        return Target("logger", uri)
     raise InvalidArgument(f"stdio {uri!r} is neither an absolute path nor a known URI")
 
 
@@ -73,6 +75,7 @@ class OpenStdio:
         self.pipes: dict[str, int] = {}  # "stdin", "stdout", "stderr" -> our end of the pipe to the process
         self.attach_stdin = False
         self.attached: set[int] = set()  # streams that clients of the daemon take
+        self.logger: Logger | None = None
 
     def close_ends(self) -> None:
         """The process has its copies, or will never exist. Idempotent."""
@@ -87,28 +90,44 @@ class OpenStdio:
         self.input = self.input_keeper = -1
         self.outputs.clear()
         self.pipes.clear()
+        if self.logger is not None:
+            self.logger.discard()
+            self.logger = None
 
 
-def open_stdio(stdin: str, stdout: str, stderr: str, *, terminal: bool, uid: int = 0, gid: int = 0) -> OpenStdio:
+def open_stdio(
+    stdin: str,
+    stdout: str,
+    stderr: str,
+    *,
+    terminal: bool,
+    uid: int = 0,
+    gid: int = 0,
+    whose: Whose = NOBODYS,
+) -> OpenStdio:
     """Open what the three names mean; ``uid`` and ``gid`` own the pipes.
 
-    Raises InvalidArgument, NotFound, Unimplemented or OSError, and leaves nothing open then.
+    Raises InvalidArgument, NotFound, RuntimeFailure or OSError, and leaves nothing open then.
     """
     opened = OpenStdio(terminal=terminal)
     with ExitStack() as stack:
         stack.callback(opened.close)
         _open_input(opened, parse_target(stdin))
         targets = {STDOUT: parse_target(stdout), STDERR: parse_target("" if terminal else stderr)}
+        if targets[STDOUT].kind == "logger":
+            targets[STDERR] = targets[STDOUT]
         for stream, target in targets.items():
             _open_output(opened, stream, target, shared=targets[STDOUT] if stream == STDERR else None)
         if not terminal:
             _make_ends(opened, targets, uid, gid)
+        if targets[STDOUT].kind == "logger":
+            _start_logger(opened, stdout, whose, uid, gid)
         stack.pop_all()
     return opened
 
 
 def reopen_stdio(
-    stdin: str, stdout: str, stderr: str, *, terminal: bool, pipes: dict[str, int]
+    stdin: str, stdout: str, stderr: str, *, terminal: bool, pipes: dict[str, int], whose: Whose = NOBODYS
 ) -> tuple[OpenStdio, str]:
     """The same for a process that runs, whose ``pipes`` (by "stdout", "stderr") become the result's.
 
@@ -119,7 +138,10 @@ def reopen_stdio(
     targets = {STDOUT: stdout, STDERR: "" if terminal else stderr}
     for stream, name in targets.items():
         try:
-            _open_output(opened, stream, parse_target(name), shared=None)
+            target = parse_target(name)
+            _open_output(opened, stream, target, shared=None)
+            if target.kind == "logger" and terminal:
+                _start_logger(opened, name, whose, 0, 0)
         except (OSError, ShimdError) as error:
             problems.append(str(error))
     if terminal:
@@ -134,6 +156,8 @@ def reopen_stdio(
 def _open_input(opened: OpenStdio, target: Target) -> None:
     if target.kind == "attach":
         opened.attach_stdin = True
+    elif target.kind == "logger":
+        raise InvalidArgument(f"stdio {target.path}: a logging program is for output")
     elif target.kind != "null":
         opened.input = _open_fifo_or_file(target.path, os.O_RDONLY)
         if stat.S_ISFIFO(os.fstat(opened.input).st_mode):
@@ -144,6 +168,9 @@ def _open_input(opened: OpenStdio, target: Target) -> None:
 def _open_output(opened: OpenStdio, stream: int, target: Target, *, shared: Target | None) -> None:
     if target.kind == "attach":
         opened.attached.add(stream)
+    elif target.kind == "logger":
+        if stream == STDERR and target != shared:
+            raise InvalidArgument(f"stdio {target.path}: a logging program is named for standard output")
     elif target.kind != "null":
         if target == shared and STDOUT in opened.outputs:
             opened.outputs[stream] = os.dup(opened.outputs[STDOUT])
@@ -177,14 +204,31 @@ def _make_ends(opened: OpenStdio, targets: dict[int, Target], uid: int, gid: int
     if opened.input >= 0 or opened.attach_stdin:
         theirs, opened.pipes["stdin"] = _pipe(uid, gid, process_end=0)
         opened.ends = opened.ends._replace(stdin=theirs)
-    if targets[STDOUT].kind != "null":
+    if targets[STDOUT].kind not in ("null", "logger"):
         theirs, opened.pipes["stdout"] = _pipe(uid, gid, process_end=1)
         opened.ends = opened.ends._replace(stdout=theirs)
-    if targets[STDERR].kind != "null":
+    if targets[STDERR].kind not in ("null", "logger"):
         theirs, opened.pipes["stderr"] = _pipe(uid, gid, process_end=1)
         opened.ends = opened.ends._replace(stderr=theirs)
     if null not in opened.ends:
         os.close(null)
+
+
+def _start_logger(opened: OpenStdio, uri: str, whose: Whose, uid: int, gid: int) -> None:
+    """It reads from the process itself; of a terminal, what we copy."""
+    opened.logger, stdout, stderr = start_logger(uri, whose)
+    if opened.terminal:
+        os.close(stderr)
+        os.set_blocking(stdout, False)
+        opened.outputs[STDOUT] = stdout
+        return
+    replaced = {opened.ends.stdout, opened.ends.stderr} - {opened.ends.stdin}
+    opened.ends = opened.ends._replace(stdout=stdout, stderr=stderr)
+    for fd in replaced:
+        os.close(fd)
+    if uid or gid:
+        os.fchown(stdout, uid, gid)
+        os.fchown(stderr, uid, gid)
 
 
 def _pipe(uid: int, gid: int, *, process_end: int) -> tuple[int, int]:

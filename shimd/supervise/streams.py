@@ -34,6 +34,10 @@ class Streams:
         self.attach_point: AttachPoint | None = None
         if console >= 0:
             os.set_blocking(console, False)
+        self._logger, opened.logger = opened.logger, None
+        if self._logger is not None:
+            self._unfinished += 1
+            self._logger.watch(self._output_ended)
         self._start_outputs(opened)
         self._start_input(opened)
         self._output_ended()
@@ -88,6 +92,11 @@ class Streams:
             self._input.close()
         if self.attach_point is not None:
             self.attach_point.close()
+        if self._logger is not None:
+            if self._expired:
+                self._logger.terminate()
+            else:
+                self._logger.leave()  # it goes on with the process
         if self._console >= 0:
             os.close(self._console)
             self._console = -1

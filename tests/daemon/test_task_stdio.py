@@ -121,7 +121,7 @@ def test_container_never_gets_the_file_itself(box: MakeBox, place: Path) -> None
         ("/no/such/fifo", "NOT_FOUND"),
         ("relative", "INVALID_ARGUMENT"),
         ("file://host/path", "INVALID_ARGUMENT"),
-        ("binary:///bin/logger", "UNIMPLEMENTED"),
+        ("binary:///bin/no-such-logger", "NOT_FOUND"),
         ("/dev/zero", "INVALID_ARGUMENT"),
     ],
 )

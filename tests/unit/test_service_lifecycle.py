@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -26,6 +27,7 @@ NAMESPACE = "ns"
 
 class State(NamedTuple):
     own_pid_namespace: bool = True
+    service: Mapping[str, Any] = MappingProxyType({})
 
 
 class Made:
