@@ -70,22 +70,6 @@ def run_one(client: Client, bundle: str, container: str) -> None:
     assert b"".join(event.output.data for event in events) == b"done\n"
 
 
-def test_a_thousand_in_a_row(daemon: Daemon, client: Client, bundle: MakeBundle) -> None:
-    busybox = busybox_rootfs(daemon.folder.parent / "endurance")
-    folder = str(bundle(runc_default("/bin/echo", "done"), busybox))
-    for number in range(100):  # until caches and pools are full
-        run_one(client, folder, f"endure-{os.getpid()}-{number}")
-    before = figures(daemon)
-    for number in range(IN_A_ROW):
-        run_one(client, folder, f"endure-{os.getpid()}-{number}")
-    after = figures(daemon)
-
-    print(f"before: {before}\nafter:  {after}")
-    assert_no_growth(before, after, spare_kib=2 * IN_A_ROW)  # levels off at 1600 after 2000 containers
-    assert cgroups() == 0
-    assert not client.runtime.List(api.ListRequest(all_namespaces=True)).containers
-
-
 def test_two_hundred_at_once(daemon: Daemon, client: Client, bundle: MakeBundle, new_id: Callable[[], str]) -> None:
     busybox = busybox_rootfs(daemon.folder.parent / "at-once")
     folder = str(bundle(runc_default("/bin/sleep", "1000"), busybox))
@@ -114,3 +98,19 @@ def test_two_hundred_at_once(daemon: Daemon, client: Client, bundle: MakeBundle,
     print(f"before: {before}\nduring: {during}\nafter:  {after}")
     assert_no_growth(before, after, spare_kib=5000)  # levels off at 4500 after 800 containers
     assert cgroups() == 0
+
+
+def test_a_thousand_in_a_row(daemon: Daemon, client: Client, bundle: MakeBundle) -> None:
+    busybox = busybox_rootfs(daemon.folder.parent / "endurance")
+    folder = str(bundle(runc_default("/bin/echo", "done"), busybox))
+    for number in range(100):  # until caches and pools are full
+        run_one(client, folder, f"endure-{os.getpid()}-{number}")
+    before = figures(daemon)
+    for number in range(IN_A_ROW):
+        run_one(client, folder, f"endure-{os.getpid()}-{number}")
+    after = figures(daemon)
+
+    print(f"before: {before}\nafter:  {after}")
+    assert_no_growth(before, after, spare_kib=2 * IN_A_ROW)  # levels off at 1600 after 2000 containers
+    assert cgroups() == 0
+    assert not client.runtime.List(api.ListRequest(all_namespaces=True)).containers

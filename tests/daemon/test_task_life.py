@@ -5,11 +5,21 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
+
+import grpc
 
 from shimd.api.containerd import task_v3_pb2 as api
 from tests.daemon.boxes import MakeBox, refused, shell
 from tests.support.client import Client
 from tests.support.specs import containerd_default
+
+
+def code_of(call: Any) -> str:
+    """The name of a finished call's status."""
+    error = call.exception()
+    assert error is None or isinstance(error, grpc.RpcError)
+    return str(error.code().name) if error else "OK"
 
 
 def test_whole_life(box: MakeBox) -> None:
@@ -118,7 +128,7 @@ def test_of_concurrent_starts_one_wins(box: MakeBox) -> None:
     b = box("sleep", "1000")
     b.make()
     calls = [b.task.Start.future(api.StartRequest(id=b.id)) for _ in range(8)]
-    codes = sorted(call.exception().code().name if call.exception() else "OK" for call in calls)
+    codes = sorted(map(code_of, calls))
     assert codes == ["FAILED_PRECONDITION"] * 7 + ["OK"]
     assert b.topics().count("/tasks/start") == 1
 
@@ -129,7 +139,7 @@ def test_of_concurrent_deletes_one_wins(box: MakeBox) -> None:
     b.start()
     b.wait()
     calls = [b.task.Delete.future(api.DeleteRequest(id=b.id)) for _ in range(8)]
-    codes = sorted(call.exception().code().name if call.exception() else "OK" for call in calls)
+    codes = sorted(map(code_of, calls))
     assert codes == ["NOT_FOUND"] * 7 + ["OK"]
     assert b.topics().count("/tasks/delete") == 1
 
@@ -147,7 +157,7 @@ def test_of_concurrent_creates_one_wins(box: MakeBox) -> None:
     b = box("true")
     request = api.CreateTaskRequest(id=b.id, bundle=str(b.bundle))
     calls = [b.task.Create.future(request) for _ in range(8)]
-    codes = sorted(call.exception().code().name if call.exception() else "OK" for call in calls)
+    codes = sorted(map(code_of, calls))
     assert codes == ["ALREADY_EXISTS"] * 7 + ["OK"]
 
 
