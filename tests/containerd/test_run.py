@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.containerd.rig import Containerd
+import pytest
+
+from tests.containerd.rig import IS_RUNC, Containerd
 from tests.support.terminal import Terminal
 from tests.support.wait import SECONDS
 
@@ -98,6 +100,8 @@ def test_metrics(containerd: Containerd, name: str) -> None:
 
 
 def test_log_uri(containerd: Containerd, name: str) -> None:
+    if IS_RUNC and containerd.peer.version == "1.6":
+        pytest.skip("the shim of runc in containerd 1.6 loses output that comes right before the exit")
     log = containerd.folder / "logs" / "file.log"
     containerd.detached(name, "sh", "-c", "echo to a file; echo error >&2", flags=["--log-uri", f"file://{log}"])
     containerd.await_stopped(name)

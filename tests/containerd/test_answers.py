@@ -1,0 +1,26 @@
+"""The launcher's other forms of answering, each with the containerds that understand it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.containerd import image
+from tests.containerd.rig import IS_RUNC, LAUNCHER, Containerd
+
+FORMS = {"1.6": ("address",), "1.7": ("address", "2", "grpc"), "2": ("address", "2", "3")}
+
+pytestmark = pytest.mark.skipif(IS_RUNC, reason="about the launcher of shimd")
+
+
+def test_forms(own_containerd: Containerd, name: str) -> None:
+    for form in FORMS[own_containerd.peer.version]:
+        own_containerd.stop()
+        own_containerd.environment["SHIMD_ANSWER"] = form
+        own_containerd.start()
+        done = own_containerd.run(name, "echo", form, flags=["--rm"])
+        assert (done.returncode, done.stdout) == (0, f"{form}\n"), done.stderr
+
+
+def test_path_instead_of_a_name(containerd: Containerd, name: str) -> None:
+    done = containerd.try_ctr("run", "--rm", "--runtime", str(LAUNCHER), image.NAME, name, "echo", "hello")
+    assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
