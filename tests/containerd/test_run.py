@@ -108,3 +108,15 @@ def test_log_uri(containerd: Containerd, name: str) -> None:
     containerd.ctr("tasks", "delete", name)
     assert sorted(log.read_text().splitlines()) == ["error", "to a file"]  # nobody orders the two streams
     containerd.ctr("containers", "rm", name)
+
+
+def test_logging_program(containerd: Containerd, name: str) -> None:
+    logger = containerd.folder / "logger"
+    logger.write_text('#!/bin/sh\nexec 5>&-\n{ echo "$CONTAINER_ID"; cat <&3; } >"$2"\n')
+    logger.chmod(0o755)
+    log = containerd.folder / "logger.log"
+    containerd.detached(name, "echo", "to a program", flags=["--log-uri", f"binary://{logger}?file={log}"])
+    containerd.await_stopped(name)
+    containerd.ctr("tasks", "delete", name)
+    assert log.read_text() == f"{name}\nto a program\n"
+    containerd.ctr("containers", "rm", name)
