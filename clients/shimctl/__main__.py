@@ -2,4 +2,4 @@
 
 from clients.shimctl.main import main
 
-main()
+main(prog_name="shimctl")

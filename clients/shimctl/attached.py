@@ -193,4 +193,4 @@ def attach_command(target: Target, container_id: str, exec_id: str, *, no_stdin:
         first = pb.AttachRequest(target=pb.AttachTarget(id=container_id, exec_id=exec_id))
         return await attach(client, Session(first, not no_stdin, terminal, detachable=True))
 
-    raise SystemExit(on_client(target, attached))
+    raise SystemExit(on_client(target, attached, program=True))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import signal
 import stat
 from collections.abc import Coroutine, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 import grpc
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "/run/shimd/shimd.sock"
 HINT_KEY = "shimd-hint-bin"
+NOT_EXECUTABLE = ("permission denied", "is a directory", "exec format error")
 CLIENT_FAILED = 125  # as docker: the client or the daemon failed, not the program
 
 T = TypeVar("T")
@@ -99,23 +102,41 @@ def failure_of(error: grpc.aio.AioRpcError, address: str) -> Failure:
 
 def program_failure(failure: Failure) -> Failure:
     """Give the exit codes of a shell to a program that could not be started: 127 not found, 126 not executable."""
-    if "executable file not found" in failure.message or "no such file or directory" in failure.message:
-        return Failure(failure.message, hint=failure.hint, code=127)
-    if "permission denied" in failure.message or "exec format error" in failure.message:
-        return Failure(failure.message, hint=failure.hint, code=126)
-    return Failure(failure.message, hint=failure.hint, code=CLIENT_FAILED)
+    code = CLIENT_FAILED
+    if re.search(r'\bexec(: "| /)', failure.message):
+        if "executable file not found" in failure.message or "no such file or directory" in failure.message:
+            code = 127
+        elif any(text in failure.message for text in NOT_EXECUTABLE):
+            code = 126
+    return Failure(failure.message, hint=failure.hint, code=code)
 
 
 def perform(address: str, work: Coroutine[Any, Any, T], *, program: bool = False) -> T:
     """Run a command's coroutine; a failed call ends it with its message. ``program``: exit codes of a shell."""
+    ended: list[signal.Signals] = []
     try:
-        return asyncio.run(work)
+        return asyncio.run(_ending_in_order(work, ended))
     except grpc.aio.AioRpcError as error:
         failure = failure_of(error, address)
         raise (program_failure(failure) if program else failure) from None
     except KeyboardInterrupt:
-        _interrupted()
+        raise SystemExit(128 + signal.SIGINT) from None
+    except asyncio.CancelledError:
+        if not ended:
+            raise
+        raise SystemExit(128 + ended[0]) from None
 
 
-def _interrupted() -> NoReturn:
-    raise SystemExit(130)
+async def _ending_in_order(work: Coroutine[Any, Any, T], ended: list[signal.Signals]) -> T:
+    """As asyncio treats SIGINT: a signal ends ``work`` by cancelling it, so that it can put the terminal right."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+
+    def end(number: signal.Signals) -> None:
+        ended.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, end, number)
+    return await work

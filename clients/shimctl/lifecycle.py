@@ -150,7 +150,7 @@ def wait_command(target: Target, container_id: str, exec_id: str) -> None:
     async def wait(client: Client) -> task.WaitResponse:
         return await client.task.Wait(task.WaitRequest(id=container_id, exec_id=exec_id), metadata=client.metadata)
 
-    answer = on_client(target, wait)
+    answer = on_client(target, wait, program=True)
     if target.as_json:
         print_json(as_dict(answer))
     raise SystemExit(answer.exit_status)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from clients.shimctl.connect import CLIENT_FAILED, Client, Failure
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     Call = StreamStreamCall[pb.AttachRequest, pb.ProcessEvent]
 
 PROXIED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+INSISTENT = (signal.SIGINT, signal.SIGTERM)
+PATIENCE = 3  # that many of them end us, as docker: the first process of a container may ignore every one
 BROKEN_PIPE = 128 + signal.SIGPIPE
+HUNG_UP = 128 + signal.SIGHUP
 DETACHED = 0
 
 
@@ -36,20 +40,25 @@ class Session(NamedTuple):
 async def attach(client: Client, session: Session) -> int:
     """Run a session to its end; the program's exit status, or 0 after the detach keys."""
     call: Call = client.runtime.Attach(None, metadata=client.metadata)
+    sender = _Sender(call)
+    opening = asyncio.create_task(sender.send(session.first))
     with contextlib.ExitStack() as stack:
+        # Before the terminal is made raw: from here on, no signal ends us without its being put right.
+        ended = _forward_signals(stack, sender, terminal=session.terminal)
         if session.terminal and os.isatty(0):
             stack.enter_context(raw_mode(0))
-        sender = _Sender(call)
-        await sender.send(session.first)
-        tasks = [asyncio.create_task(_receive(call, session))]
-        if session.stdin:
-            tasks.append(asyncio.create_task(_send_stdin(sender, session)))
-        stack.callback(_forward_signals(sender, terminal=session.terminal))
+        tasks = [ended, asyncio.create_task(_receive(call, session))]
         try:
+            await opening
+            if session.terminal and session.first.HasField("target"):
+                await sender.send(_resize())
+            if session.stdin:
+                tasks.append(asyncio.create_task(_send_stdin(sender, session)))
             return await _first_result(tasks)
         finally:
             call.cancel()
             await sender.close()
+            await _cancel(*tasks)
 
 
 class _Sender:
@@ -76,21 +85,22 @@ class _Sender:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def _first_result(tasks: list[asyncio.Task[int | None]]) -> int:
+async def _first_result(tasks: Iterable[asyncio.Future[int | None]]) -> int:
     """The status from whichever task has one first; the end of our stdin has none."""
-    pending: set[asyncio.Task[int | None]] = set(tasks)
-    try:
-        while pending:
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                status = task.result()
-                if status is not None:
-                    return status
-        raise AssertionError("the receiver ends with a status or an error")
-    finally:
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+    pending = set(tasks)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            status = task.result()
+            if status is not None:
+                return status
+    raise AssertionError("the receiver ends with a status or an error")
+
+
+async def _cancel(*tasks: asyncio.Future[int | None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _receive(call: Call, session: Session) -> int | None:
@@ -99,10 +109,14 @@ async def _receive(call: Call, session: Session) -> int | None:
         if kind == "created" and session.on_created:
             session.on_created(event.created)
         elif kind == "output":
+            fd = 2 if event.output.stream == pb.Output.STDERR else 1
             try:
-                write_all(2 if event.output.stream == pb.Output.STDERR else 1, event.output.data)
+                # In a thread, so that signals are passed on while a slow reader keeps us waiting.
+                await asyncio.to_thread(write_all, fd, event.output.data)
             except BrokenPipeError:
                 return BROKEN_PIPE
+            except OSError as error:
+                return _lost(error)
         elif kind == "exited":
             return event.exited.exit_status
     raise Failure(
@@ -113,6 +127,21 @@ async def _receive(call: Call, session: Session) -> int | None:
 
 
 async def _send_stdin(sender: _Sender, session: Session) -> int | None:
+    try:
+        return await _pass_stdin(sender, session)
+    except OSError as error:
+        return _lost(error)
+
+
+def _lost(error: OSError) -> int:
+    """A terminal that was hung up reads and writes EIO; anything else is not expected of standard streams."""
+    if error.errno != errno.EIO:
+        raise error
+    return HUNG_UP
+
+
+async def _pass_stdin(sender: _Sender, session: Session) -> int | None:
+    raw = session.terminal and os.isatty(0)
     keys = DetachKeys() if session.detachable and session.terminal else None
     async for data in chunks(0):
         detach = False
@@ -122,29 +151,36 @@ async def _send_stdin(sender: _Sender, session: Session) -> int | None:
             await sender.send(pb.AttachRequest(stdin=data))
         if detach:
             return DETACHED
+    if raw:  # the end of file that is typed is a byte
+        return HUNG_UP
     await sender.send(pb.AttachRequest(close_stdin=pb.CloseStdin()))
     return None
 
 
-def _forward_signals(sender: _Sender, *, terminal: bool) -> Callable[[], None]:
-    """Pass signals and, with a terminal, its changes of size to the program; the answer undoes it."""
+def _resize() -> pb.AttachRequest:
+    columns, rows = window_size()
+    return pb.AttachRequest(resize=pb.WindowSize(width=columns, height=rows))
+
+
+def _forward_signals(stack: contextlib.ExitStack, sender: _Sender, *, terminal: bool) -> asyncio.Future[int | None]:
+    """Pass signals and, with a terminal, its changes of size to the program, until ``stack`` ends. The answer has a
+    status when signals insist on our end.
+    """
     loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int | None] = loop.create_future()
+    insisted = 0
 
-    def resize() -> None:
-        columns, rows = window_size()
-        sender.post(pb.AttachRequest(resize=pb.WindowSize(width=columns, height=rows)))
+    def forward(number: signal.Signals) -> None:
+        nonlocal insisted
+        sender.post(pb.AttachRequest(signal=number))
+        insisted += number in INSISTENT
+        if insisted >= PATIENCE and not ended.done():
+            ended.set_result(128 + number)
 
-    handlers: dict[signal.Signals, Callable[[], None]] = {
-        number: lambda number=number: sender.post(pb.AttachRequest(signal=number))  # type: ignore[misc]
-        for number in PROXIED
-    }
+    for number in PROXIED:
+        loop.add_signal_handler(number, forward, number)
+        stack.callback(loop.remove_signal_handler, number)
     if terminal:
-        handlers[signal.SIGWINCH] = resize
-    for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
-
-    def undo() -> None:
-        for number in handlers:
-            loop.remove_signal_handler(number)
-
-    return undo
+        loop.add_signal_handler(signal.SIGWINCH, lambda: sender.post(_resize()))
+        stack.callback(loop.remove_signal_handler, signal.SIGWINCH)
+    return ended

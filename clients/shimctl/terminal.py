@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import termios
 import tty
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +21,9 @@ def raw_mode(fd: int) -> Iterator[None]:
         tty.setraw(fd, termios.TCSANOW)
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+        # Without waiting for the output to drain: a terminal that nobody reads from would hold us for ever.
+        with contextlib.suppress(termios.error):  # it was hung up
+            termios.tcsetattr(fd, termios.TCSANOW, saved)
 
 
 def window_size() -> tuple[int, int]:
@@ -33,16 +36,13 @@ def window_size() -> tuple[int, int]:
 
 
 async def chunks(fd: int) -> AsyncIterator[bytes]:
-    """What can be read from ``fd``, as it comes, until end of file."""
+    """What can be read from ``fd``, as it comes, until end of file. Raises OSError: EIO when a terminal was hung up."""
     loop = asyncio.get_running_loop()
     pollable = _pollable(loop, fd)
     while True:
         if pollable:
             await _readable(loop, fd)
-        try:
-            data = os.read(fd, CHUNK)
-        except OSError:  # EIO: the terminal was hung up
-            return
+        data = os.read(fd, CHUNK)
         if not data:
             return
         yield data
@@ -68,7 +68,7 @@ async def _readable(loop: asyncio.AbstractEventLoop, fd: int) -> None:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Blocking on purpose: a slow reader of ours slows the container, nothing is buffered without bound."""
+    """Blocks: a slow reader of ours slows the container, nothing is buffered without bound."""
     view = memoryview(data)
     while view:
         try:
@@ -78,9 +78,9 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def _wait_writable(fd: int) -> None:
-    import select
-
-    select.select([], [fd], [])
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    poll.poll()
 
 
 class DetachKeys:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.daemon.boxes import box
+from tests.daemon.commands import shimctl
 
-__all__ = ["box"]
+__all__ = ["box", "shimctl"]

@@ -24,14 +24,14 @@ class Terminal:
         self.master, slave = os.openpty()
         self._slave = slave  # kept open: the modes can be looked at after the program has ended
         self.resize(rows, columns)
+        # setsid(1) becomes the program. Python code in the child (preexec_fn) would need fork(2) in place of vfork(2),
+        # and the fork handlers of a test's gRPC client may hang.
         self.process = subprocess.Popen(
-            command,
+            ["setsid", "--ctty", *command],
             stdin=slave,
             stdout=slave,
             stderr=slave,
             env={**os.environ, "TERM": "xterm", **(env or {})},
-            start_new_session=True,
-            preexec_fn=_take_terminal,
         )
 
     def __enter__(self) -> Terminal:
@@ -71,7 +71,3 @@ class Terminal:
         finally:
             os.close(pidfd)
         return self.process.wait()
-
-
-def _take_terminal() -> None:
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
