@@ -29,6 +29,7 @@ from shimd.runtime.rootfs import RootfsMount
 from shimd.runtime.status import Status
 from shimd.service import convert
 from shimd.service.announce import Announcer
+from shimd.service.options import Options, create_options
 from shimd.service.records import CREATED, RUNNING, STOPPED, Container, Process, StdioPaths, status_word
 from shimd.service.registry import Registry
 from shimd.supervise import held
@@ -56,7 +57,7 @@ class CreateRequest(NamedTuple):
     rootfs: tuple[RootfsMount, ...] = ()
     stdio: StdioPaths = StdioPaths()
     terminal: bool | None = None
-    options: convert.Options = convert.Options()
+    options: Options = Options()
     gate: bool = True  # wait for Start; without it, the program runs when Create is done
     origin: str = ""  # see Call
 
@@ -189,7 +190,7 @@ class Lifecycle:
                 namespace=namespace,
                 config=config.data,
                 stdio=Stdio(*opened.ends, paths=request.stdio),
-                options=convert.create_options(options, gate=request.gate)._replace(
+                options=create_options(options, gate=request.gate)._replace(
                     rootfs=request.rootfs, hold=held.of_launch(name, opened), service=_remembered(request)
                 ),
             )

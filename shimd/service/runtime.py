@@ -22,6 +22,7 @@ from shimd.service import convert, describe
 from shimd.service.control import Control, check_window
 from shimd.service.lifecycle import CreateRequest, ExecRequest, Lifecycle
 from shimd.service.metrics import metrics
+from shimd.service.options import create_options, read_options
 from shimd.service.records import STOPPED, Container, StdioPaths
 from shimd.service.session import Session, created_event, exited_event, started_event
 
@@ -84,7 +85,7 @@ class RuntimeService:
                 config=request.spec or None,
                 rootfs=convert.mounts(request.rootfs),
                 stdio=_stdio(request),
-                options=convert.read_options(request.options),
+                options=read_options(request.options),
                 gate=gate,
             ),
         )
@@ -183,7 +184,7 @@ class RuntimeService:
             container = self._registry.get(call.namespace, request.id)
             compiling = partial(runtime.plan_exec, container.runtime, read_process(request.process))
         else:
-            options = convert.create_options(convert.read_options(request.options), gate=False)
+            options = create_options(read_options(request.options), gate=False)
             compiling = partial(
                 runtime.plan,
                 request.id or "plan",

@@ -18,6 +18,7 @@ from shimd.service import convert
 from shimd.service.control import Control
 from shimd.service.lifecycle import CreateRequest, ExecRequest, Lifecycle
 from shimd.service.metrics import metrics
+from shimd.service.options import read_options
 from shimd.service.records import Container, StdioPaths
 
 _EMPTY = Empty()
@@ -48,7 +49,7 @@ class TaskService:
                 rootfs=convert.mounts(request.rootfs),
                 stdio=_stdio(request),
                 terminal=request.terminal,
-                options=convert.read_options(request.options),
+                options=read_options(request.options),
                 origin=call.origin,
             ),
         )
