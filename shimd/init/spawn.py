@@ -44,6 +44,8 @@ class Pending:
         """Waits for the stage. Raises RuntimeFailure. The stage's zombie is the caller's to reap."""
         try:
             data, fds = fdpass.recv(self.report, _MAX_REPORT, 1)
+        except ConnectionResetError:  # it died with something unread
+            data, fds = b"", []
         finally:
             self.report.close()
             os.close(self.pidfd)

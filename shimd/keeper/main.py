@@ -24,6 +24,7 @@ from shimd.keeper.children import Children
 from shimd.keeper.connection import Connection
 from shimd.keeper.protocol import LOCK_NAME, SOCKET_NAME
 from shimd.keeper.requests import Keeper
+from shimd.keeper.spares import Spares
 from shimd.linux import process
 
 _BACKLOG = 128
@@ -103,7 +104,8 @@ class Loop:
         self._ready: dict[int, Callable[[int], None]] = {}
         self._children = Children()
         self._nofile = raise_descriptor_limit()
-        self._keeper = Keeper(self, self._children, self._in_child)
+        self._spares = Spares(self._in_child)
+        self._keeper = Keeper(self, self._children, self._spares, self._in_child)
         self._listener = listen(self._path)
         self._signals = process.signalfd(signal.SIGCHLD)
         self.watch(self._listener.fileno(), self._accept)
@@ -127,11 +129,16 @@ class Loop:
         gc.collect()
         gc.freeze()
         while not self._keeper.stopped:
-            for fd, events in self._epoll.poll():
+            happened = self._epoll.poll(self._spares.idle_timeout())
+            for fd, events in happened:
                 ready = self._ready.get(fd)
                 if ready is not None:  # another one of this round may have closed it
                     ready(events)
+            if not happened:
+                self._spares.refill()
         os.unlink(self._path)
+        self._spares.close()
+        self._keeper.reap()
 
     def _accept(self, events: int) -> None:
         try:

@@ -14,18 +14,20 @@ from shimd.init.spawn import Pending, start_clone
 from shimd.keeper.children import Children
 from shimd.keeper.connection import Connection, Watcher
 from shimd.keeper.protocol import VERSION, Exit
+from shimd.keeper.spares import Spares
 
 Results = tuple[tuple[Any, ...], list[int]]
 
 
 class Keeper:
     """A Server for connections. ``stopped`` becomes true after a STOP that was not refused; ``in_child`` runs first
-    in every new process.
+    in every new process that no spare makes.
     """
 
-    def __init__(self, watcher: Watcher, children: Children, in_child: Callable[[], None]) -> None:
+    def __init__(self, watcher: Watcher, children: Children, spares: Spares, in_child: Callable[[], None]) -> None:
         self._watcher = watcher
         self._children = children
+        self._spares = spares
         self._in_child = in_child
         self._held: dict[str, int] = {}
         self._belongings: dict[str, list[str]] = {}  # name of a launch -> what is or was held as "<name>:..."
@@ -94,7 +96,8 @@ class Keeper:
         cgroup = fds[-1] if has_cgroup else -1
         self._children.reserve(name)
         try:
-            made = start_clone(LaunchRequest(name, clone, stage, steps, bound, cgroup_fd=cgroup), self._in_child)
+            request = LaunchRequest(name, clone, stage, steps, bound, cgroup_fd=cgroup)
+            made = self._spares.launch(request) or start_clone(request, self._in_child)
         except BaseException:
             self._children.release(name)
             raise

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from shimd.errors import Unavailable
 from shimd.init import handshake
 from shimd.init.request import Launched
+from shimd.init.spare import SPARE_NAME
 from shimd.keeper.client import Exit, KeeperClient, read_exits, spawn_keeper
 from shimd.linux.process import set_child_subreaper
 from shimd.plan import ops
@@ -47,10 +49,13 @@ class Keeper:
         wait.reap_children_but(self._known)  # the keeper, and what it had not reaped yet
         set_child_subreaper(0)
 
-    def launch(self, name: str, *operations: ops.Op, exit_file: str = "", **fields: object) -> tuple[Launched, socket]:
+    def launch(
+        self, name: str, *operations: ops.Op, exit_file: str = "", cgroup_fd: int = -1, **fields: object
+    ) -> tuple[Launched, socket]:
         control, control_child = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         slots = {"control": control_child.fileno(), **fields.pop("fds", {})}  # type: ignore[dict-item]
-        made = request(operations, fds=slots, name=name, **fields)._replace(exit_file=exit_file)  # type: ignore[arg-type]
+        made = request(operations, fds=slots, name=name, **fields)  # type: ignore[arg-type]
+        made = made._replace(exit_file=exit_file, cgroup_fd=cgroup_fd)
         try:
             return self.client.launch(made), control
         except BaseException:
@@ -76,9 +81,22 @@ class Keeper:
         return self._seen.pop(name)
 
     def fds(self) -> int:
+        """How many descriptors the keeper has once it is idle and, where it can, has made a spare process."""
+        self.client.hello()
+        self.spare()
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
+    def spare(self) -> int:
+        """The pid of the spare process; 0 when there is none after a time in which nothing was asked of the keeper."""
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+                with suppress(OSError):
+                    if Path(f"/proc/{pid}/comm").read_text() == SPARE_NAME + "\n":
+                        return int(pid)
+        return 0
+
     def memory(self) -> int:
-        """Private memory in kB."""
+        """Anonymous memory in kB, whether it is shared with children at the moment or not."""
         with open(f"/proc/{self.pid}/smaps_rollup") as file:
-            return sum(int(line.split()[1]) for line in file if line.startswith("Private_"))
+            return next(int(line.split()[1]) for line in file if line.startswith("Anonymous:"))
