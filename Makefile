@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PYTHON := $(BIN)/python
 READY := $(VENV)/.ready
 
-# Debian packages by purpose; NAME=PROOF as tools/need-packages takes it.
+# Debian packages by purpose; NAME=PROOF as .ci/tools/need-packages takes it.
 RUN_PACKAGES := python3-venv=/usr/share/doc/python3-venv libseccomp2 busybox-static=busybox
 TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc crun=crun shellcheck=shellcheck util-linux=unshare \
 	golang-github-containers-common=/usr/share/containers/seccomp.json
@@ -30,8 +30,8 @@ help: ## List these targets
 venv: $(READY) ## Make the Python environment in .venv
 
 $(READY): pyproject.toml
-	@tools/need-packages $(RUN_PACKAGES)
-	@tools/make-venv "$(VENV)"
+	@.ci/tools/need-packages $(RUN_PACKAGES)
+	@.ci/tools/make-venv "$(VENV)"
 	@touch "$@"
 
 .PHONY: demo
@@ -42,9 +42,9 @@ demo: venv ## Show it: a daemon, a container, an exec, the plan and the timing; 
 
 .PHONY: test
 test: venv ## All tests that run on this machine, with all linters (those that need root are skipped without it)
-	@tools/need-packages $(TEST_PACKAGES)
+	@.ci/tools/need-packages $(TEST_PACKAGES)
 	@[[ $$(id -u) != 0 ]] || $(PYTHON) -m tests.support.rootfs
-	@tools/side-by-side '$(PYTEST) --slow' '$(PYTEST) --slow $(ROOT_TESTS)'
+	@.ci/tools/side-by-side '$(PYTEST) --slow' '$(PYTEST) --slow $(ROOT_TESTS)'
 
 .PHONY: test-unit
 test-unit: venv ## Tests without privileges, and the linters: quick and safe
@@ -52,19 +52,19 @@ test-unit: venv ## Tests without privileges, and the linters: quick and safe
 
 .PHONY: test-root
 test-root: venv ## Tests that make real containers: needs root
-	@tools/need-packages $(TEST_PACKAGES)
+	@.ci/tools/need-packages $(TEST_PACKAGES)
 	@[[ $$(id -u) == 0 ]] || { echo 'make test-root: needs root, for namespaces, mounts and cgroups' >&2; exit 1; }
 	@$(PYTHON) -m tests.support.rootfs
 	@$(PYTEST) $(ROOT_TESTS)
 
 .PHONY: test-lab
 test-lab: venv ## Tests in a small virtual machine with cgroup v2 and its controllers (slow)
-	@tools/need-packages $(LAB_PACKAGES)
+	@.ci/tools/need-packages $(LAB_PACKAGES)
 	@tests/lab/vm --timeout 1800 -- $(PYTEST) -m lab $(ROOT_TESTS)
 
 .PHONY: test-containerd
 test-containerd: venv ## Tests with stock containerds of three versions, the newer ones fetched once: needs root
-	@tools/need-packages $(TEST_PACKAGES) containerd=containerd
+	@.ci/tools/need-packages $(TEST_PACKAGES) containerd=containerd
 	@[[ $$(id -u) == 0 ]] || { echo 'make test-containerd: needs root, for containerd' >&2; exit 1; }
 	@tests/lab/peers "$${SHIMD_TEST_CACHE:-/var/cache/shimd-test}/peers" containerd-1.7 containerd-2 || \
 		echo 'make test-containerd: what could not be fetched is not tested'
@@ -96,7 +96,7 @@ protos: venv ## Write shimd/api/ from protos/
 
 .PHONY: bench
 bench: venv ## Measure against Debian's runc and crun; writes bench/results.json and a table (needs root)
-	@tools/need-packages $(BENCH_PACKAGES)
+	@.ci/tools/need-packages $(BENCH_PACKAGES)
 	@$(PYTHON) -m bench.run
 
 .PHONY: clean
