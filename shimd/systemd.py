@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import MutableMapping
@@ -10,6 +11,8 @@ from typing import NamedTuple
 from shimd.errors import InvalidArgument
 
 _FIRST_FD = 3
+
+_log = logging.getLogger(__name__)
 
 
 class Notifier:
@@ -28,10 +31,14 @@ class Notifier:
         return self._watchdog_usec / 2e6 if self._address else 0.0
 
     def send(self, *assignments: str) -> None:
+        """A service manager that is gone is no reason to stop serving: the failure is only logged."""
         if not self._address:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto("\n".join(assignments).encode(), self._address)
+            try:
+                sock.sendto("\n".join(assignments).encode(), self._address)
+            except OSError as error:
+                _log.warning("telling the service manager %s: %s", assignments[0], error.strerror)
 
 
 class Listener(NamedTuple):

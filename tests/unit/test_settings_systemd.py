@@ -66,3 +66,8 @@ def test_what_is_no_listener_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(systemd, "_FIRST_FD", os.dup(one.fileno()))
         with pytest.raises(InvalidArgument, match="not a listening Unix socket"):
             listen_sockets({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"})
+
+
+def test_a_service_manager_that_is_gone_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
+    Notifier({"NOTIFY_SOCKET": "/nonexistent/notify"}).send("STOPPING=1")
+    assert "STOPPING=1: No such file or directory" in caplog.text
