@@ -130,14 +130,23 @@ def _marked_processes() -> Iterator[str]:
 
 
 def _process_line(pid: str) -> str:
-    """ "pid start-time name"; without the state, which changes, and without the parent, which may."""
+    """ "pid start-time name"; without the state, which changes, and without the parent, which may. "" for a process
+    that is gone, and for the spare one of a living keeper, which uses it up and makes another whenever it likes.
+    """
     try:
         with open(f"/proc/{pid}/stat") as file:
             stat = file.read()
     except OSError:
         return ""
     name, _, rest = stat.partition("(")[2].rpartition(")")
-    return f"{pid} {rest.split()[19]} {name}"
+    _, parent, *fields = rest.split()
+    return "" if name == "shimd:[spare]" and _name(parent) == "shimd-keeper" else f"{pid} {fields[17]} {name}"
+
+
+def _name(pid: str) -> str:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as file:
+        return file.read().rstrip("\n")
+    return ""
 
 
 def _mounts() -> Iterator[str]:
