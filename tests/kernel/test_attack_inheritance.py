@@ -171,5 +171,6 @@ def test_cve_2024_21626_as_the_program(rig: Rig, running: Container) -> None:
     """The host has a /usr/bin/env, the container has none."""
     for fd in range(3, 16):
         for path in (f"/proc/self/fd/{fd}/usr/bin/env", f"/proc/self/fd/{fd}/../../usr/bin/env", f"/proc/self/fd/{fd}"):
-            with pytest.raises(RuntimeFailure, match=rf'\(/args\): exec: "{path}": .*(no such file|a directory|permission denied)'):
+            refusal = "(no such file|a directory|permission denied)"
+            with pytest.raises(RuntimeFailure, match=rf'\(/args\): exec: "{path}": .*{refusal}'):
                 exec_in(rig, running, path)
