@@ -199,7 +199,7 @@ class Lifecycle:
         except BaseException:
             opened.close()
             raise
-        return _Made(runtime, opened, _oom_watch(runtime))
+        return _Made(runtime, opened, oom_watch(runtime))
 
     def _adopt(self, container: Container, made: _Made) -> None:
         container.runtime = made.runtime
@@ -208,8 +208,7 @@ class Lifecycle:
         init.terminal = made.opened.terminal
         init.timings = made.runtime.timings
         init.streams = Streams(made.opened, made.runtime.take_console())
-        if made.oom_watch is not None:
-            container.oom_watcher = OomWatcher(made.oom_watch, partial(self._oom_killed, container))
+        self._watch_oom(container, made.oom_watch)
 
     # ---- start -----------------------------------------------------------------------------------------------------
 
@@ -297,7 +296,12 @@ class Lifecycle:
     # ---- take back -------------------------------------------------------------------------------------------------
 
     def take_back(
-        self, runtime: RuntimeContainer, status: Status, ended: Exit | None, streams: TakenBack | None
+        self,
+        runtime: RuntimeContainer,
+        status: Status,
+        ended: Exit | None,
+        streams: TakenBack | None,
+        watch: Watch | None,
     ) -> None:
         """Know a container again that a former daemon has made; ``ended`` unless its first process is alive."""
         state = runtime.state
@@ -312,6 +316,7 @@ class Lifecycle:
             init.started_at_ns = container.created_at_ns
         if streams is not None:
             init.streams = Streams(streams.opened, streams.console)
+        self._watch_oom(container, watch)
         self.registry.add(container)
         if ended is not None:
             container.init_exit = ended
@@ -459,6 +464,10 @@ class Lifecycle:
         if container.oom_watcher is not None:
             container.oom_watcher.close()
 
+    def _watch_oom(self, container: Container, watch: Watch | None) -> None:
+        if watch is not None:
+            container.oom_watcher = OomWatcher(watch, partial(self._oom_killed, container))
+
     def _oom_killed(self, container: Container) -> None:
         container.oom_killed = True
         self._announce.oom(container)
@@ -484,7 +493,7 @@ def _check_startable(process: Process) -> None:
             raise FailedPrecondition("cannot exec in a paused container")
 
 
-def _oom_watch(runtime: RuntimeContainer) -> Watch | None:
+def oom_watch(runtime: RuntimeContainer) -> Watch | None:
     """None where the kernel cannot tell: without a memory controller."""
     try:
         return runtime.cgroup.oom_watch()

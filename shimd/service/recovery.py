@@ -14,10 +14,11 @@ from shimd.runtime.model import Container as RuntimeContainer
 from shimd.runtime.model import launch_name
 from shimd.runtime.state import EXEC_EXIT_SUFFIX, EXIT_FILE
 from shimd.runtime.status import Status
-from shimd.service.lifecycle import Lifecycle
+from shimd.service.lifecycle import Lifecycle, oom_watch
 from shimd.supervise.exits import UNKNOWN_STATUS, Exit, recorded_exit
 from shimd.supervise.held import HeldStreams, TakenBack
 from shimd.supervise.logger import Whose
+from shimd.supervise.oom import Watch
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class _Found(NamedTuple):
     status: Status
     ended: Exit | None
     streams: TakenBack | None
+    oom_watch: Watch | None  # of one that lives
 
 
 async def load(lifecycle: Lifecycle, held: HeldStreams) -> None:
@@ -51,7 +53,8 @@ def _find(runtime: Runtime, held: HeldStreams) -> list[_Found]:
         for container in listing.containers:
             status = runtime.status(container)
             ended = _how_it_ended(container) if container.pidfd < 0 or status is Status.STOPPED else None
-            found.append(_Found(container, status, ended, _streams(container, held, names)))
+            watch = oom_watch(container) if ended is None else None
+            found.append(_Found(container, status, ended, _streams(container, held, names), watch))
     return found
 
 

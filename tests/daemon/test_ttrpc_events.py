@@ -32,11 +32,12 @@ def containerd(place: Path) -> Iterator[FakeContainerd]:
         yield made
 
 
-def register(daemon: Daemon, containerd: FakeContainerd) -> containerd_pb2.RegisterResponse:
+def register(daemon: Daemon, containerd: FakeContainerd, namespace: str = "default") -> containerd_pb2.RegisterResponse:
+    request = containerd_pb2.RegisterRequest(
+        ttrpc_address=containerd.socket, grpc_address="/nowhere", namespace=namespace
+    )
     with daemon.ttrpc_client() as client:
-        answer: containerd_pb2.RegisterResponse = client.containerds.Register(
-            containerd_pb2.RegisterRequest(ttrpc_address=containerd.socket, grpc_address="/nowhere")
-        )
+        answer: containerd_pb2.RegisterResponse = client.containerds.Register(request)
     return answer
 
 
@@ -212,3 +213,25 @@ def test_many_events_in_order(daemon: Daemon, containerd: FakeContainerd, make_b
 
 def _create(box: Box) -> api.CreateTaskRequest:
     return api.CreateTaskRequest(id=box.id, bundle=str(box.bundle))
+
+
+def test_oom_kill_is_told_before_the_exit_after_a_restart_too(
+    place: Path, containerd: FakeContainerd, busybox: Path
+) -> None:
+    containerd.start()
+    with Daemon(place / "daemon") as daemon:
+        socket = register(daemon, containerd).ttrpc_socket
+        spec = runc_default(*shell("while ! test -e /go; do sleep 0.05; done; exec tail /dev/zero"))
+        spec["linux"]["resources"] = {"memory": {"limit": 16 << 20}}
+        with TtrpcClient(socket) as client:
+            b = Box(client, f"oom-{os.getpid()}", make_bundle(place / "bundle", spec, busybox))
+            b.make()
+            b.start()
+        daemon.stop()
+        daemon.start()
+        (busybox / "go").touch()
+        with TtrpcClient(socket) as client:
+            b = Box(client, b.id, b.bundle)
+            assert b.wait() == 137
+            b.delete()
+        assert topics_of(containerd, b, 5) == ["/tasks/create", "/tasks/start", "/tasks/oom", *LIFE[2:]]

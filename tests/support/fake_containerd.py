@@ -18,6 +18,7 @@ were under way at that moment.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -95,7 +96,7 @@ def main(path: str, record: str, *behaviours: str) -> None:
     print("r", end="", flush=True)
     while True:
         connection, _ = listener.accept()
-        with connection:
+        with connection, contextlib.suppress(ConnectionError):  # a daemon may be killed
             _serve(connection, record, plan)
 
 
