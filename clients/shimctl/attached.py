@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from clients.shimctl.bundle import exec_process, make_spec, spec_options
+from clients.shimctl.bundle import exec_process, has_terminal, make_spec, spec_options
 from clients.shimctl.common import container_id, on_client, pass_target
 from clients.shimctl.connect import Client
 from clients.shimctl.main import Target
@@ -62,7 +62,7 @@ def run_command(
     shimctl run --bundle /srv/web -d
     """
     bundle, document = make_spec(options, command)
-    terminal = bool(document.get("process", {}).get("terminal"))
+    terminal = has_terminal(document)
     request = pb.RunRequest(
         id=name,
         bundle=str(bundle) if options["rootfs"] is None else "",

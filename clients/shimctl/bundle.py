@@ -84,6 +84,11 @@ def read_bundle(bundle: Path) -> Document:
     return document
 
 
+def has_terminal(document: Document) -> bool:
+    process = document.get("process")
+    return isinstance(process, dict) and bool(process.get("terminal"))
+
+
 def is_cgroup2() -> bool:
     return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 
@@ -113,6 +118,8 @@ def make_spec(options: Mapping[str, Any], command: Sequence[str]) -> tuple[Path,
 def _section(document: Document, *names: str) -> Document:
     for name in names:
         document = document.setdefault(name, {})
+        if not isinstance(document, dict):
+            raise Failure(f"{name} in config.json is not an object")
     return document
 
 

@@ -6,12 +6,13 @@ import json
 import re
 import secrets
 import signal
+from pathlib import Path
 from typing import Any
 
 import click
 from google.protobuf.any_pb2 import Any as ProtoAny
 
-from clients.shimctl.bundle import CPU_PERIOD, Size
+from clients.shimctl.bundle import CPU_PERIOD, Size, has_terminal, read_bundle
 from clients.shimctl.common import container_id, container_ids, each, exec_option, on_client, pass_target
 from clients.shimctl.connect import Client
 from clients.shimctl.main import Target
@@ -26,8 +27,8 @@ RESOURCES_URL = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResource
 @click.option(
     "-b",
     "--bundle",
-    type=click.Path(exists=True, file_okay=False, resolve_path=True),
-    default=".",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    default=Path(),
     help="Bundle directory [default: .]",
 )
 @click.option("--stdin", default="", metavar="URI", help="FIFO or file, or attach: for `shimctl attach`.")
@@ -41,7 +42,7 @@ RESOURCES_URL = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResource
 @pass_target
 def create_command(
     target: Target,
-    bundle: str,
+    bundle: Path,
     name: str,
     stdin: str,
     stdout: str,
@@ -52,15 +53,14 @@ def create_command(
 ) -> None:
     """Create a container from a bundle, ready to start."""
     name = name or secrets.token_hex(6)
-    with open(f"{bundle}/config.json", "rb") as config:
-        terminal = _has_terminal(config.read())
+    terminal = has_terminal(read_bundle(bundle))
     options = ProtoAny()
     options.Pack(runc_options_pb2.Options(no_pivot_root=no_pivot, no_new_keyring=no_new_keyring))
 
     async def create(client: Client) -> task.CreateTaskResponse:
         request = task.CreateTaskRequest(
             id=name,
-            bundle=bundle,
+            bundle=str(bundle),
             terminal=terminal,
             stdin=stdin,
             stdout=stdout,
@@ -74,13 +74,6 @@ def create_command(
         print_json({"id": name, "pid": answer.pid})
     else:
         click.echo(name)
-
-
-def _has_terminal(config: bytes) -> bool:
-    try:
-        return bool(json.loads(config).get("process", {}).get("terminal"))
-    except (ValueError, AttributeError):
-        return False  # the daemon refuses it, and says where it is wrong
 
 
 @click.command("start")

@@ -19,6 +19,7 @@ from shimd.api.v1 import runtime_pb2 as api
 from tests.support import wait
 from tests.support.client import Client
 from tests.support.daemon import ROOT
+from tests.support.specs import runc_default
 from tests.support.terminal import Terminal
 
 COMMAND = (sys.executable, "-m", "clients.shimctl")
@@ -27,20 +28,19 @@ COMMAND = (sys.executable, "-m", "clients.shimctl")
 class Shimctl:
     """Bound to a daemon and a namespace by the variables that a shell would have set."""
 
-    def __init__(self, socket: str, namespace: str, rootfs: Path) -> None:
-        self.variables = {"SHIMD_ADDRESS": socket, "SHIMD_NAMESPACE": namespace, "PYTHONPATH": str(ROOT)}
+    def __init__(self, socket: str, client: Client, rootfs: Path) -> None:
+        self.client = client
+        self.variables = {"SHIMD_ADDRESS": socket, "SHIMD_NAMESPACE": client.namespace, "PYTHONPATH": str(ROOT)}
         self.rootfs = str(rootfs)
 
-    def __call__(
-        self, *args: str, stdin: bytes = b"", code: int | None = 0, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *args: str, stdin: bytes = b"", code: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Run to the end; fails unless it ends with ``code`` (None: whatever)."""
         done = subprocess.run(
             [*COMMAND, *args],
             input=stdin.decode(),
             capture_output=True,
             text=True,
-            env={**os.environ, **self.variables, **variables},
+            env={**os.environ, **self.variables},
             timeout=wait.SECONDS,
             check=False,
         )
@@ -63,9 +63,15 @@ class Shimctl:
         """``run`` of a program in the rootfs."""
         return ("run", *options, "--rootfs", self.rootfs, *args)
 
-    def daemonized(self, name: str, *args: str) -> str:
-        """A container in the background."""
-        return self(*self.in_rootfs(*args, options=("--detach", "--id", name))).stdout.strip()
+    def daemonized(self, name: str, *args: str) -> None:
+        """A container in the background: as by ``run --detach``, but quicker."""
+        spec = runc_default(*args, rootfs=self.rootfs)
+        run = self.client.runtime.Run(
+            api.RunRequest(id=name, spec=json.dumps(spec).encode(), keep=True, stdio=api.Stdio(stdout="attach:"))
+        )
+        while not next(run).HasField("started"):
+            pass
+        run.cancel()
 
 
 def remove_all(client: Client) -> None:
@@ -77,5 +83,5 @@ def remove_all(client: Client) -> None:
 
 @pytest.fixture
 def shimctl(client: Client, busybox: Path, daemon: Any) -> Iterator[Shimctl]:
-    yield Shimctl(daemon.socket, client.namespace, busybox)
+    yield Shimctl(daemon.socket, client, busybox)
     remove_all(client)

@@ -131,7 +131,7 @@ def test_hang_up(shimctl: Shimctl, client: Client) -> None:
 def test_killed_daemon(place: Path) -> None:
     rootfs = busybox_rootfs(place / "rootfs")
     with Daemon(place / "own") as daemon, daemon.client() as client:
-        shimctl = Shimctl(daemon.socket, client.namespace, rootfs)
+        shimctl = Shimctl(daemon.socket, client, rootfs)
         with shimctl.on_terminal(*shimctl.in_rootfs("sh", options=INTERACTIVE)) as terminal:
             before = terminal.modes()
             terminal.read_until(PROMPT)
