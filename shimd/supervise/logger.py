@@ -33,7 +33,8 @@ _READY_SECONDS = 10.0
 _TERM_SECONDS = 12.0
 
 _FIRST_FREE = 10  # above the descriptors that the program has
-_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+# Ignored signals survive execve: those that Python ignores, and those that the daemon's starter did.
+_RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 _log = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ def _spawn(argv: list[str], whose: Whose, fds: tuple[int, int, int]) -> int:
             file_actions=[*null, *theirs],
             setsid=True,
             setsigmask=(),
-            setsigdef=_IGNORED_BY_PYTHON,
+            setsigdef=_RESET,
         )
 
 
