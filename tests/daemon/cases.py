@@ -16,7 +16,7 @@ Spec = dict[str, Any]
 class Case(NamedTuple):
     """``change``: path in the document, from its top, to value; ``+`` as the last part appends. ``{host}`` in it is a
     folder of the host's (see ``host_folder``). ``expected`` is what the script must say; without it, what runc lets it
-    say. ``alone`` is the reason why runc is not asked.
+    say. ``alone`` is the reason why runc is not asked. ``needs`` as of ``tests.support.requires``.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Case(NamedTuple):
     script: str
     expected: str | None = None
     alone: str = ""
+    needs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")

@@ -182,6 +182,7 @@ LINUX = (
                 "throttleWriteIOPSDevice": [{"major": 254, "minor": 0, "rate": 100}],
             },
         ),
+        needs=("file:/sys/dev/block/254:0",),
     ),
     Case(
         "filter with an error",

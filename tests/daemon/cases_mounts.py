@@ -116,5 +116,6 @@ MOUNTS = (
         "writable cgroups",
         {"mounts/+": {"destination": "/mnt", "type": "cgroup", "source": "cgroup", "options": ["rw", "nosuid"]}},
         "mkdir /mnt/pids/x && rmdir /mnt/pids/x; cat /mnt/pids/pids.max; ls /mnt | grep -v unified",
+        needs=("file:/sys/fs/cgroup/pids",),
     ),
 )

@@ -18,19 +18,22 @@ EXPLAINED = (
     # What runs are told apart by, not runtimes.
     (r"(?m)^\d+ \d+ \d+:\d+ ", ""),  # the numbers of a mount and of a device without one
     (r"(?m)^\S+ / ", "ROOTFS / "),
+    (r"(?m)^\S+/rootfs\d/", "ROOTFS/"),
     # Warnings, which shimd has in the Created event.
     (r'(?m)^time="[^"]*" level=warning .*\n', ""),
     # A tmpfs has the mode of the folder beneath; runc 1.1 changes it afterwards, so it is no option.
-    (r"(?m)^(/mnt .* tmpfs rw\S*),mode=755", r"\1"),
+    (r"(?m)^(\S+ /(?:mnt|etc)\S* .* tmpfs rw\S*),mode=755|^(/mnt .* tmpfs rw\S*),mode=755", r"\1\2"),
     # runc's threads have taken numbers of the pid namespace.
     (r"(?m)^(NS\w+):\t\d+$", r"\1: N"),
     # runc before 1.2 mounts a new tmpfs with few options over each masked folder; we have one for all.
     (r"(?m)^/ (\S+) ro,(nosuid,nodev,noexec,)?relatime - tmpfs (tmpfs ro|none ro,size=4k,nr_inodes=1)$", r"masked \1"),
     # The tmpfs that holds the views of v1 hierarchies: config.json asks for a read-only one, runc leaves it writable.
     (r"(?m)^/ /sys/fs/cgroup r[wo],", "/ /sys/fs/cgroup "),
+    # With a cgroup namespace runc mounts hierarchies anew, and gives one without a controller its name as source.
+    (r"- cgroup systemd rw,name=systemd", "- cgroup cgroup rw,name=systemd"),
     # On hosts of both versions, runc before 1.2 leaves out the unified hierarchy.
     (r"(?m)^\S+ /sys/fs/cgroup/unified .*\n", ""),
-    (r"(?m)^\S+ 2 root root unified\n", ""),
+    (r"(?m)^\S+ 2 root (root|0) unified\n", ""),
     (r"(?m)^.*/sys/fs/cgroup/unified/.*\n", ""),
 )
 """(pattern, replacement): the differences that are meant. Applied to what is said under both."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from tests.daemon.cases_process import PROCESS
 from tests.daemon.sidebyside import difference, run_with_runc, run_with_shimd, tidy
 from tests.support.client import Client
 from tests.support.fixtures import MakeBundle
+from tests.support.requires import requires
 from tests.support.rootfs import busybox_rootfs
 
 
@@ -29,7 +32,16 @@ def host(place: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder / "data/below"], check=True)
 
 
-@pytest.mark.parametrize("case", [*PROCESS, *MOUNTS, *LINUX], ids=str)
+def _parameters(cases: Iterable[Case]) -> list[Any]:
+    return [pytest.param(case, id=str(case), marks=[requires(*case.needs, *_cgroups(case))]) for case in cases]
+
+
+def _cgroups(case: Case) -> list[str]:
+    """Scripts that look into a hierarchy of cgroup v1 need it."""
+    return [f"file:{path}" for path in sorted(set(re.findall(r"/sys/fs/cgroup/\w+", case.script)))]
+
+
+@pytest.mark.parametrize("case", _parameters([*PROCESS, *MOUNTS, *LINUX]))
 def test_field(client: Client, bundle: MakeBundle, place: Path, container_id: str, host: Path, case: Case) -> None:
     spec = spec_of(case, host)
     spec["linux"].setdefault("cgroupsPath", f"/{container_id}")

@@ -34,6 +34,44 @@ def docker_default(*args: str) -> Spec:
     return spec
 
 
+def crowded(*args: str) -> Spec:
+    """Much at once that runc 1.1 knows, too: what works alone may disturb something else."""
+    spec = docker_default(*args)
+    capabilities = ["CAP_CHOWN", "CAP_NET_BIND_SERVICE", "CAP_MKNOD"]
+    spec["process"] |= {
+        "user": {"uid": 1000, "gid": 1000, "umask": 0o27, "additionalGids": [5, 10]},
+        "cwd": "/var/tmp",
+        "env": ["PATH=/bin:/usr/bin:/sbin:/usr/sbin", "A=b"],
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted", "inheritable", "ambient"), capabilities),
+        "rlimits": [
+            {"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200},
+            {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+            {"type": "RLIMIT_STACK", "soft": 1 << 23, "hard": 1 << 24},
+        ],
+        "oomScoreAdj": 200,
+    }
+    spec["mounts"] += [
+        {"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup", "nosuid", "size=4m"]},
+        {"destination": "/mnt", "type": "bind", "source": "/usr", "options": ["rbind", "rro", "nosuid", "rslave"]},
+        {"destination": "/etc/mtab", "type": "bind", "source": "/etc/hostname", "options": ["bind", "ro"]},
+    ]
+    linux = spec["linux"]
+    linux["namespaces"].append({"type": "cgroup"})
+    linux["sysctl"] = {"net.ipv4.ip_forward": "1", "kernel.msgmax": "16384", "net.core.somaxconn": "512"}
+    linux["devices"] = [
+        {"path": "/dev/net/tun", "type": "c", "major": 10, "minor": 200, "fileMode": 0o660, "uid": 1000, "gid": 5},
+        {"path": "/dev/pipe", "type": "p", "fileMode": 0o600},
+    ]
+    linux["maskedPaths"] += ["/etc/group", "/root"]
+    linux["readonlyPaths"] += ["/etc/hosts", "/tmp"]
+    linux["resources"] |= {
+        "memory": {"limit": 128 << 20, "swap": 256 << 20},
+        "cpu": {"shares": 2048, "quota": 150000, "period": 100000, "cpus": "0"},
+        "pids": {"limit": 100},
+    }
+    return spec
+
+
 def fresh_busybox(place: Path, number: int) -> Path:
     return busybox_rootfs(place / f"rootfs{number}")
 
@@ -43,7 +81,7 @@ def shared_debian(place: Path, number: int) -> Path:
 
 
 @requires("program:runc")
-@pytest.mark.parametrize("make_spec", [runc_default, containerd_default, docker_default])
+@pytest.mark.parametrize("make_spec", [runc_default, containerd_default, docker_default, crowded])
 @pytest.mark.parametrize("make_rootfs", [fresh_busybox, shared_debian])
 def test_default_configs(
     client: Client,

@@ -32,7 +32,8 @@ def test_life_by_single_verbs(shimctl: Shimctl, folder: Path) -> None:
     assert shimctl.json("state", "box")["status"] == "paused"
     shimctl("resume", "box")
     shimctl("update", "--pids-limit", "77", "box")
-    assert shimctl("exec", "box", "cat", "/sys/fs/cgroup/pids/pids.max").stdout == "77\n"
+    script = "cd /sys/fs/cgroup; cat pids/pids.max || cat pids.max"
+    assert shimctl("exec", "box", "sh", "-c", script).stdout == "77\n"
     shimctl("kill", "--signal", "KILL", "box")
     shimctl("wait", "box", code=137)
     assert shimctl("delete", "box").stdout == "box\n"
@@ -113,10 +114,13 @@ def test_options_that_change_the_config(shimctl: Shimctl, place: Path) -> None:
     )
     script = (
         "echo $A; pwd; id -u; id -g; hostname; cd /sys/fs/cgroup;"
-        " cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us pids/pids.max; cat /mnt/file; touch /mnt/new"
+        " cat memory/memory.limit_in_bytes memory.max cpu/cpu.cfs_quota_us cpu.max pids/pids.max pids.max;"
+        " cat /mnt/file; touch /mnt/new"
     )
     done = shimctl(*shimctl.in_rootfs("sh", "-c", script, options=options), code=1)
-    assert done.stdout.split() == ["b", "/home", "1000", "1001", "box", str(64 << 20), "50000", "50", "mounted"]
+    found = done.stdout.split()
+    assert found[:5] == ["b", "/home", "1000", "1001", "box"]
+    assert {str(64 << 20), "50000", "50", "mounted"} <= set(found)
     assert "Read-only file system" in done.stderr
 
 
