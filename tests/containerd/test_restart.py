@@ -22,7 +22,7 @@ def launcher(containerd: Containerd, *arguments: str) -> subprocess.CompletedPro
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_containers_are_found_again(own_containerd: Containerd, name: str, number: signal.Signals) -> None:
     ends_later, ends_meanwhile = f"{name}-1", f"{name}-2"
-    own_containerd.detached(ends_later, "sh", "-c", "until test -e /stop; do sleep 0.05; done; exit 5")
+    own_containerd.detached(ends_later, "sh", "-c", "until test -e /stop; do sleep 0.05; done; sleep 1; exit 5")
     own_containerd.detached(ends_meanwhile, "sleep", "1000")
     before = own_containerd.tasks()
     own_containerd.stop(number)
