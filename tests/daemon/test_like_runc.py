@@ -66,7 +66,7 @@ def crowded(*args: str) -> Spec:
     linux["readonlyPaths"] += ["/etc/hosts", "/tmp"]
     linux["resources"] |= {
         "memory": {"limit": 128 << 20, "swap": 256 << 20},
-        "cpu": {"shares": 2048, "quota": 150000, "period": 100000, "cpus": "0"},
+        "cpu": {"shares": 2048, "quota": 150000, "period": 100000},
         "pids": {"limit": 100},
     }
     return spec
