@@ -51,6 +51,7 @@ HANDLERS: dict[type, Callable[[Context, Any], None]] = {
     ops.Scheduler: process.scheduler,
     ops.IoPriority: process.io_priority,
     ops.Personality: process.set_personality,
+    ops.MemoryPolicy: process.memory_policy,
     ops.CpuAffinity: process.cpu_affinity,
     ops.SelinuxExec: process.selinux_exec,
     ops.Seccomp: process.load_seccomp,

@@ -6,7 +6,7 @@ import os
 from errno import EACCES, EDQUOT, EINVAL, ENOENT, ENOSYS, EPERM
 
 from shimd.init.context import Context, StepFailed
-from shimd.linux import caps, process, sched, seccomp
+from shimd.linux import caps, numa, process, sched, seccomp
 from shimd.linux.netlink import link_up
 from shimd.linux.proc import open_below
 from shimd.plan import ops
@@ -150,6 +150,10 @@ def io_priority(ctx: Context, op: ops.IoPriority) -> None:
 
 def set_personality(ctx: Context, op: ops.Personality) -> None:
     process.personality(op.domain)
+
+
+def memory_policy(ctx: Context, op: ops.MemoryPolicy) -> None:
+    numa.set_mempolicy(op.mode, op.nodes)
 
 
 def cpu_affinity(ctx: Context, op: ops.CpuAffinity) -> None:

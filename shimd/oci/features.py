@@ -35,6 +35,10 @@ def features(host: Host, *, version: str, libseccomp: str = "", mount_options: I
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": False}},
             "netDevices": {"enabled": False},
+            "memoryPolicy": {
+                "modes": list(values.MEMORY_POLICY_MODES),
+                "flags": list(values.MEMORY_POLICY_FLAGS),
+            },
         },
         "annotations": annotations,
         "potentiallyUnsafeConfigAnnotations": ["bundle", "org.systemd.property.", "org.criu.config"],

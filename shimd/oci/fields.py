@@ -129,13 +129,13 @@ def integer(low: int, high: int) -> Scalar:
     return Scalar(check, max(low, 0))
 
 
-def choice(what: str, names: Collection[str]) -> Scalar:
+def choice(what: str, names: Collection[str], complaint: str = "unknown") -> Scalar:
     known = frozenset(names)
 
     def check(value: Any) -> str:
         if type(value) is not str or value not in known:
             a_string(value)
-            raise Refused(f"unknown {what} {show(value)}")
+            raise Refused(f"{complaint} {what} {show(value)}")
         return value
 
     return Scalar(check, "")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from shimd.errors import Problem
+from shimd.oci import hardware
 from shimd.oci.fields import pointer, show
 from shimd.oci.model import Device, IdMapping, Mount, Process, Resources, Scheduler, Seccomp, Spec
 from shimd.oci.values import rooted, sysctl_path
@@ -347,7 +348,6 @@ def unsupported(spec: Spec) -> Problems:
     for field, asked in (
         ("netDevices", bool(linux.net_devices)),
         ("intelRdt", linux.intel_rdt is not None),
-        ("memoryPolicy", linux.memory_policy is not None),
     ):
         if asked:
             yield Problem(f"/linux/{field}", NOT_YET)
@@ -365,6 +365,7 @@ SPEC_RULES = (
     Rule(devices),
     Rule(seccomp),
     Rule(unsupported),
+    Rule(hardware.memory_policy),
     Rule(time_namespace, needs=("/linux/namespaces",)),
     Rule(swap_alone, needs=("/linux/resources/memory/limit",)),
 )

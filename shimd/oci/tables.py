@@ -54,6 +54,16 @@ def _cpu_list(value: object) -> str:
     return str(value)
 
 
+def _node_list(value: object) -> str:
+    try:
+        nodes = values.cpu_list(a_string(value))
+    except ValueError as error:
+        raise Refused(f"invalid memory policy nodes {show(value)}: {error}") from None
+    if nodes[-1] > values.MAX_NODE:
+        raise Refused(f"invalid memory policy nodes {show(value)}: {nodes[-1]} is above {values.MAX_NODE}")
+    return str(value)
+
+
 # The kernel's list format (Documentation/admin-guide/kernel-parameters.rst), as cpuset takes it.
 _CPUSET = re.compile(r"[ \n]*(|\d+(-\d+(:\d+/\d+)?)?)([ \n]*,[ \n]*(|\d+(-\d+(:\d+/\d+)?)?))*[ \n]*", re.ASCII)
 
@@ -349,11 +359,10 @@ INTEL_RDT = ObjectOf(
 MEMORY_POLICY = ObjectOf(
     model.MemoryPolicy,
     {
-        "mode": choice("memory policy", values.MEMORY_POLICY_MODES),
-        "nodes": cpu_list,
-        "flags": ListOf(choice("memory policy flag", values.MEMORY_POLICY_FLAGS)),
+        "mode": choice("memory policy mode", values.MEMORY_POLICY_MODES, "invalid"),
+        "nodes": or_none(Scalar(_node_list, "")),
+        "flags": ListOf(choice("memory policy flag", values.MEMORY_POLICY_FLAGS, "invalid")),
     },
-    required=("mode",),
 )
 
 PERSONALITY = ObjectOf(

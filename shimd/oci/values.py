@@ -42,6 +42,7 @@ SECCOMP_ARCHITECTURES = _prefixed(
 )
 SECCOMP_FLAGS = _prefixed("SECCOMP_FILTER_FLAG_", "LOG SPEC_ALLOW TSYNC WAIT_KILLABLE_RECV")
 
+MAX_NODE = 1023  # of the kernel's largest configuration
 MAX_CPU = 65536  # the largest CPU or node number taken; as in runc, against absurd masks
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from shimd.linux.caps import NAMES as CAPABILITY_NAMES
+from shimd.linux.numa import FLAGS, MODES
 from shimd.linux.process import NAMESPACE_FILES
 from shimd.plan.rootfs_ops import PROC_FILES as PROC_FILES
 from shimd.plan.rootfs_ops import Bind as Bind
@@ -242,6 +243,19 @@ class Personality(NamedTuple):
         return f"personality {self.domain:#x}"
 
 
+class MemoryPolicy(NamedTuple):
+    """set_mempolicy(2); ``mode`` includes the flags."""
+
+    mode: int
+    nodes: tuple[int, ...]
+
+    def describe(self) -> str:
+        names = [name for name, number in MODES.items() if self.mode & ~sum(FLAGS.values()) == number]
+        names += [name for name, flag in FLAGS.items() if self.mode & flag]
+        nodes = ",".join(map(str, self.nodes))
+        return f"memory policy {' | '.join(names)}" + f" of nodes {nodes}" * bool(nodes)
+
+
 class CpuAffinity(NamedTuple):
     """sched_setaffinity(2) of this process; () widens to every CPU."""
 
@@ -385,7 +399,7 @@ Op = (
     | Mount | Remount | Bind | MountCgroup1 | MountCgroup2 | MakeDevice | Symlink | RunHooks | PivotRoot
     | MakeDirectory | SetPropagation | Terminal | Stdio | FinalizeReadonly | Hostname | Domainname | Sysctl
     | ReadonlyPath | MaskPaths | AppArmor | SelinuxExec | NoNewPrivileges | Scheduler | IoPriority | Personality
-    | CpuAffinity | OomScoreAdj | Umask | Seccomp | BoundingSet | User | Capabilities | Chdir | HomeEnv
+    | MemoryPolicy | CpuAffinity | OomScoreAdj | Umask | Seccomp | BoundingSet | User | Capabilities | Chdir | HomeEnv
     | FindProgram | WaitStart | CloseFds | ResetSignals | Execute
 )  # fmt: skip
 

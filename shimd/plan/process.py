@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
-from shimd.linux import caps, sched
+from shimd.linux import caps, numa, sched
 from shimd.oci import model
 from shimd.oci.values import cpu_list
 from shimd.plan import ops
@@ -99,6 +99,8 @@ def add_scheduling(builder: Builder, plan: ProcessPlan) -> None:
         builder.add(ops.IoPriority(_IO_CLASSES[priority.class_], priority.priority), f"{at}/ioPriority")
     if plan.linux.personality is not None:
         builder.add(ops.Personality(_PERSONALITIES[plan.linux.personality.domain]), "/linux/personality")
+    if plan.linux.memory_policy is not None:
+        builder.add(_memory_policy(plan.linux.memory_policy), "/linux/memoryPolicy")
 
 
 def add_identity(builder: Builder, plan: ProcessPlan) -> None:
@@ -188,6 +190,13 @@ def _scheduler(wanted: model.Scheduler) -> ops.Scheduler:
         wanted.deadline,
         wanted.period,
     )
+
+
+def _memory_policy(wanted: model.MemoryPolicy) -> ops.MemoryPolicy:
+    mode = numa.MODES[wanted.mode]
+    for name in wanted.flags:
+        mode |= numa.FLAGS[name]
+    return ops.MemoryPolicy(mode, cpu_list(wanted.nodes) if wanted.nodes else ())
 
 
 def _capabilities(builder: Builder, plan: ProcessPlan) -> tuple[int, ...] | None:

@@ -67,6 +67,7 @@ OPCODES: dict[int, type[Any]] = {
     46: ops.CloseFds,
     47: ops.ResetSignals,
     48: ops.Execute,
+    49: ops.MemoryPolicy,
 }
 _NUMBERS = {operation: opcode for opcode, operation in OPCODES.items()}
 

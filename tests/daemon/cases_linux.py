@@ -10,6 +10,7 @@ from tests.daemon.cases_process import NEWER
 # Of the mount on /: shared, slave, unbindable.
 ROOT = "cut -d' ' -f5- /proc/self/mountinfo | grep '^/ ' | cut -d' ' -f3- | sed 's/ *- .*//; s/:[0-9]*//g'"
 GROUP = "/sys/fs/cgroup"
+POLICY = 'read a policy b </proc/self/numa_maps; echo "$policy"'
 NAMESPACES = "for f in /proc/self/ns/*; do readlink $f; done"
 MAPS: dict[str, Any] = {
     "linux/namespaces/+": {"type": "user"},
@@ -65,6 +66,22 @@ LINUX = (
         "cut -d. -f1 /proc/uptime | cut -c1-3; cat /proc/self/timens_offsets | tr -s ' '",
         "100\nmonotonic 200000000 0\nboottime 100000000 0\n",
         alone=NEWER,
+    ),
+    Case(
+        "memory policy",
+        {"linux/memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]}},
+        f"{POLICY}; sh -c '{POLICY}'",
+        "bind=static:0\nbind=static:0\n",
+        alone=NEWER,
+        needs=("file:/proc/self/numa_maps",),
+    ),
+    Case(
+        "memory policy without nodes",
+        {"linux/memoryPolicy": {"mode": "MPOL_LOCAL"}},
+        POLICY,
+        "local\n",
+        alone=NEWER,
+        needs=("file:/proc/self/numa_maps",),
     ),
     Case(
         "sysctls",

@@ -166,6 +166,17 @@ def test_fields_that_runc_1_1_does_not_know(running: Box) -> None:
     assert run.output.splitlines() == ["345", "best-effort: prio 7", "3", "Cpus_allowed_list:\t0"]
 
 
+@requires("file:/proc/self/numa_maps")
+def test_memory_policy_of_the_container(box: MakeBox) -> None:
+    spec = runc_default("sleep", "1000")
+    spec["linux"]["memoryPolicy"] = {"mode": "MPOL_PREFERRED", "nodes": "0", "flags": ["MPOL_F_RELATIVE_NODES"]}
+    b = box(spec=spec)
+    b.make()
+    b.start()
+    run = _run(b, "read address policy rest </proc/self/numa_maps; echo $policy")
+    assert run == Run("prefer=relative:0\n", 0)
+
+
 def test_user_namespace(box: MakeBox) -> None:
     spec = runc_default("sleep", "1000")
     spec["linux"]["namespaces"].append({"type": "user"})

@@ -376,5 +376,4 @@ def test_what_is_not_supported_yet_is_refused_by_name() -> None:
         "/linux/seccomp/listenerPath: not supported yet",
         "/linux/seccomp/listenerMetadata: not supported yet",
         "/linux/intelRdt: not supported yet",
-        "/linux/memoryPolicy: not supported yet",
     ]

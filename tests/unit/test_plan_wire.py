@@ -59,6 +59,7 @@ OPERATIONS: list[ops.Op] = [
     ops.Scheduler(0, -20, 0, 0, 2**63, 0, 0),
     ops.IoPriority(1, 2),
     ops.Personality(8),
+    ops.MemoryPolicy(2 | 1 << 15, (0, 3)),
     ops.CpuAffinity((0, 3)),
     ops.OomScoreAdj(-1000, tolerate=True),
     ops.Umask(0o22),
@@ -96,7 +97,7 @@ def test_the_layout_of_this_version() -> None:
     """
     records: list[tuple[int, Any]] = [*wire.OPCODES.items(), (0, ops.MountAttr), (0, ops.HookSpec)]
     layout = ";".join(f"{code} {record.__name__} {','.join(record._fields)}" for code, record in records)
-    assert (wire.WIRE_VERSION, hashlib.sha256(layout.encode()).hexdigest()[:16]) == (1, "34aa9796a7a159ff")
+    assert (wire.WIRE_VERSION, hashlib.sha256(layout.encode()).hexdigest()[:16]) == (1, "9be4642b89896442")
 
 
 def test_equal_plans_are_equal_bytes() -> None:

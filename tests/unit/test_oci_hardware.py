@@ -1,0 +1,53 @@
+"""The rules about pieces of the machine: memory nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.unit.test_oci_rules import document, problems
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ({}, 'mode: invalid memory policy mode ""'),
+        ({"nodes": "0-7"}, 'mode: invalid memory policy mode ""'),
+        ({"mode": "INTERLEAVE", "nodes": "0"}, 'mode: invalid memory policy mode "INTERLEAVE"'),
+        (
+            {"mode": "MPOL_PREFERRED", "flags": ["MPOL_F_RELATIVE_NODES", "badflag"]},
+            'flags/1: invalid memory policy flag "badflag"',
+        ),
+        (
+            {"mode": "MPOL_DEFAULT", "nodes": "0-7"},
+            "nodes: MPOL_DEFAULT: memory policy mode requires 0 nodes but got 8",
+        ),
+        ({"mode": "MPOL_LOCAL", "nodes": "0"}, "nodes: MPOL_LOCAL: memory policy mode requires 0 nodes but got 1"),
+        ({"mode": "MPOL_BIND"}, "nodes: MPOL_BIND: memory policy mode requires at least one node but got 0"),
+        (
+            {"mode": "MPOL_BIND", "nodes": "0-9876543210"},
+            'nodes: invalid memory policy nodes "0-9876543210": "0-9876543210" is not a number or a range',
+        ),
+        ({"mode": "MPOL_BIND", "nodes": "3,1024"}, 'nodes: invalid memory policy nodes "3,1024": 1024 is above 1023'),
+        (
+            {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES", "MPOL_F_RELATIVE_NODES"]},
+            "flags: MPOL_F_STATIC_NODES and MPOL_F_RELATIVE_NODES exclude each other",
+        ),
+    ],
+)
+def test_memory_policy(policy: dict[str, Any], expected: str) -> None:
+    assert problems(document(memoryPolicy=policy)) == [f"/linux/memoryPolicy/{expected}"]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"mode": "MPOL_DEFAULT"},
+        {"mode": "MPOL_PREFERRED"},
+        {"mode": "MPOL_PREFERRED", "nodes": "0"},
+        {"mode": "MPOL_WEIGHTED_INTERLEAVE", "nodes": "0-1023", "flags": ["MPOL_F_NUMA_BALANCING"]},
+    ],
+)
+def test_good_memory_policies(policy: dict[str, Any]) -> None:
+    assert problems(document(memoryPolicy=policy)) == []
