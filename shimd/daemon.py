@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
-from typing import NamedTuple
 
 import uvloop
 from grpc_health.v1 import health
@@ -38,6 +37,7 @@ from shimd.keeper.client import KeeperClient, spawn_keeper
 from shimd.oci.features import features
 from shimd.plan.mount_options import OPTION_NAMES
 from shimd.plan.seccomp import libseccomp_version
+from shimd.records import Record
 from shimd.rpc.entrances import Entrances
 from shimd.rpc.grpc import build_server, set_serving
 from shimd.rpc.service import Service
@@ -76,7 +76,7 @@ _KEEPER_INTERVAL = 1.0  # between attempts to start a keeper, seconds
 _log = logging.getLogger(__name__)
 
 
-class Places(NamedTuple):
+class Places(Record):
     """Paths below the state directory."""
 
     state: str

@@ -6,9 +6,9 @@ import logging
 import os
 import socket
 from collections.abc import MutableMapping
-from typing import NamedTuple
 
 from shimd.errors import InvalidArgument
+from shimd.records import Record
 
 _FIRST_FD = 3
 
@@ -41,7 +41,7 @@ class Notifier:
                 _log.warning("telling the service manager %s: %s", assignments[0], error.strerror)
 
 
-class Listener(NamedTuple):
+class Listener(Record):
     """``name`` is what the socket unit calls it (FileDescriptorName=), "" where nothing was said."""
 
     name: str

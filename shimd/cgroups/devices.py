@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from shimd.errors import InvalidSpec, Problem
 from shimd.oci.model import DeviceRule
+from shimd.records import Record
 
 ANY = -1  # a wildcard major or minor number
 READ, WRITE, MKNOD = 2, 4, 1  # BPF_DEVCG_ACC_*
@@ -23,7 +23,7 @@ _LETTERS = (("r", READ), ("w", WRITE), ("m", MKNOD))
 Node = tuple[str, int, int]  # type "c" or "b", major, minor
 
 
-class Rule(NamedTuple):
+class Rule(Record):
     """One step of a sequence; type "a", "c" or "b"; numbers ANY for a wildcard; access a mask of READ, WRITE, MKNOD."""
 
     allow: bool
@@ -39,7 +39,7 @@ class Rule(NamedTuple):
         )
 
 
-class Access(NamedTuple):
+class Access(Record):
     """The meaning of a sequence: a default, and the nodes for which some access is the other way round."""
 
     default_allow: bool

@@ -13,10 +13,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from errno import EACCES, EBUSY, EEXIST, EINTR, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, EROFS
-from typing import NamedTuple
 
 from shimd.errors import ResourceExhausted, RuntimeFailure
 from shimd.linux import path as linux_path
+from shimd.records import Record
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BENEATH = (
@@ -37,7 +37,7 @@ _RMDIR_FIRST_PAUSE = 0.00005
 _MAX_STEPS = 1_000_000  # of a walk: a container can make cgroups as fast as they are visited
 
 
-class Write(NamedTuple):
+class Write(Record):
     """One value for one file. ``ignore``: errnos that are no failure. ``retry``: on EINVAL write again after the
     others (values that the kernel checks against each other, as the CPU quota and period).
     """

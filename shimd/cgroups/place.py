@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import posixpath
-from typing import NamedTuple
 
 from shimd.errors import FailedPrecondition, InternalError, InvalidArgument, InvalidSpec, Problem
 from shimd.host.facts import Hierarchy
+from shimd.records import Record
 
 _POINTER = "/linux/cgroupsPath"
 
 
-class Group(NamedTuple):
+class Group(Record):
     """One directory of one hierarchy. ``path`` is relative to ``mount``, cleaned, never empty; ``controllers`` is
     () for cgroup2.
     """

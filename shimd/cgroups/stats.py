@@ -8,12 +8,13 @@ the defaults.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+
+from shimd.records import Record
 
 NO_LIMIT = 2**64 - 1
 
 
-class Psi(NamedTuple):
+class Psi(Record):
     """One line of a pressure file: per cent of time over 10, 60 and 300 s; ``total`` in microseconds."""
 
     avg10: float = 0.0
@@ -22,23 +23,23 @@ class Psi(NamedTuple):
     total: int = 0
 
 
-class Pressure(NamedTuple):
+class Pressure(Record):
     some: Psi = Psi()
     full: Psi = Psi()
 
 
-class Throttling(NamedTuple):
+class Throttling(Record):
     periods: int = 0
     throttled_periods: int = 0
     throttled_time: int = 0
 
 
-class Burst(NamedTuple):
+class Burst(Record):
     periods: int = 0
     time: int = 0
 
 
-class CpuStats(NamedTuple):
+class CpuStats(Record):
     """``percpu``, ``percpu_kernel`` and ``percpu_user`` only on v1."""
 
     total: int = 0
@@ -52,7 +53,7 @@ class CpuStats(NamedTuple):
     pressure: Pressure | None = None
 
 
-class CpusetStats(NamedTuple):
+class CpusetStats(Record):
     """``cpus`` and ``mems`` are spelt out; the flags exist on v1 only."""
 
     cpus: tuple[int, ...] = ()
@@ -68,28 +69,28 @@ class CpusetStats(NamedTuple):
     sched_relax_domain_level: int = 0
 
 
-class MemoryEntry(NamedTuple):
+class MemoryEntry(Record):
     usage: int = 0
     max: int = 0
     failcnt: int = 0
     limit: int = 0
 
 
-class NumaNodes(NamedTuple):
+class NumaNodes(Record):
     """One line of memory.numa_stat: pages in all and per node."""
 
     total: int = 0
     nodes: Mapping[int, int] = {}
 
 
-class NumaUsage(NamedTuple):
+class NumaUsage(Record):
     total: NumaNodes = NumaNodes()
     file: NumaNodes = NumaNodes()
     anon: NumaNodes = NumaNodes()
     unevictable: NumaNodes = NumaNodes()
 
 
-class MemoryStats(NamedTuple):
+class MemoryStats(Record):
     """``swap`` is memory and swap together, as on v1, ``swap_only`` swap alone; ``raw`` is memory.stat; ``events``
     memory.events of v2; ``oom_kill_disable``, ``under_oom`` and ``oom_kill`` memory.oom_control of v1.
     """
@@ -111,19 +112,19 @@ class MemoryStats(NamedTuple):
     pressure: Pressure | None = None
 
 
-class PidsStats(NamedTuple):
+class PidsStats(Record):
     current: int = 0
     limit: int = 0
 
 
-class BlkioEntry(NamedTuple):
+class BlkioEntry(Record):
     major: int
     minor: int
     op: str
     value: int
 
 
-class IoDevice(NamedTuple):
+class IoDevice(Record):
     """One line of io.stat (v2)."""
 
     major: int
@@ -136,7 +137,7 @@ class IoDevice(NamedTuple):
     dios: int = 0
 
 
-class BlkioStats(NamedTuple):
+class BlkioStats(Record):
     """v1 tables; on v2 the first two are filled from io.stat, whose lines are in ``devices``."""
 
     service_bytes: tuple[BlkioEntry, ...] = ()
@@ -151,29 +152,29 @@ class BlkioStats(NamedTuple):
     pressure: Pressure | None = None
 
 
-class HugetlbStats(NamedTuple):
+class HugetlbStats(Record):
     usage: int = 0
     max: int = 0
     failcnt: int = 0
 
 
-class RdmaEntry(NamedTuple):
+class RdmaEntry(Record):
     device: str
     hca_handles: int
     hca_objects: int
 
 
-class RdmaStats(NamedTuple):
+class RdmaStats(Record):
     current: tuple[RdmaEntry, ...] = ()
     limit: tuple[RdmaEntry, ...] = ()
 
 
-class MiscEntry(NamedTuple):
+class MiscEntry(Record):
     usage: int = 0
     events: int = 0
 
 
-class Stats(NamedTuple):
+class Stats(Record):
     """``version`` is 1 or 2: which of containerd's two Metrics messages it becomes."""
 
     version: int

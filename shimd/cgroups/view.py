@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import posixpath
-from typing import NamedTuple
 
 from shimd.cgroups.place import Group
+from shimd.records import Record
 
 
-class ViewHierarchy(NamedTuple):
+class ViewHierarchy(Record):
     """``name`` of the directory below /sys/fs/cgroup, ``options`` to mount the hierarchy with, ``source``: the
     container's directory.
     """
@@ -18,7 +18,7 @@ class ViewHierarchy(NamedTuple):
     source: str
 
 
-class View(NamedTuple):
+class View(Record):
     """``hierarchies`` and ``links`` (name, target) of v1; ``unified`` is the container's directory in a cgroup2
     mount or "".
     """

@@ -11,9 +11,10 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from shimd.events.model import Event, Filter
+from shimd.records import Record
 
 
 class TaskEvent(Protocol):
@@ -32,7 +33,7 @@ class Descriptor(Protocol):
     def full_name(self) -> str: ...
 
 
-class Delivery(NamedTuple):
+class Delivery(Record):
     """An event and how many events before it, wanted or not, are no longer kept."""
 
     event: Event

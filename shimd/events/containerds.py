@@ -10,13 +10,13 @@ import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, Collection
-from typing import NamedTuple
 
 from shimd.errors import InvalidArgument
 from shimd.events.forward import Addresses
 from shimd.events.model import Event
 from shimd.events.publisher import Publisher
 from shimd.events.spool import Spool
+from shimd.records import Record
 from shimd.rpc.ttrpc_client import socket_path
 
 _SUFFIX = ".json"
@@ -25,7 +25,7 @@ _OF_NAMESPACE = "-"  # not in a name
 _log = logging.getLogger(__name__)
 
 
-class Sockets(NamedTuple):
+class Sockets(Record):
     """Paths where the daemon listens for one containerd."""
 
     ttrpc: str

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import grpc
 
 from shimd.api.containerd import forward_pb2
+from shimd.records import Record
 from shimd.rpc.status import DEADLINE_EXCEEDED, UNAVAILABLE, UNIMPLEMENTED, UNKNOWN, StatusError
 from shimd.rpc.ttrpc_client import TtrpcClient, socket_path
 
@@ -20,7 +21,7 @@ _GRPC_METHOD = "/containerd.services.events.v1.Events/Forward"
 _MAX_COMPLAINT = 500  # characters of what the program says
 
 
-class Addresses(NamedTuple):
+class Addresses(Record):
     """Of one containerd; "" is what it has not."""
 
     ttrpc: str

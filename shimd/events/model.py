@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from shimd.records import Record
 
 TASK_CREATE = "/tasks/create"
 TASK_START = "/tasks/start"
@@ -15,7 +15,7 @@ TASK_PAUSED = "/tasks/paused"
 TASK_RESUMED = "/tasks/resumed"
 
 
-class Event(NamedTuple):
+class Event(Record):
     """One published event; ``payload`` is the serialised message of type ``type_name``."""
 
     sequence: int
@@ -28,7 +28,7 @@ class Event(NamedTuple):
     origin: str = ""  # the containerd that the container belongs to, by name
 
 
-class Filter(NamedTuple):
+class Filter(Record):
     """Which events a subscriber wants; an empty field does not restrict."""
 
     namespace: str = ""

@@ -8,12 +8,12 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from typing import NamedTuple
 
 from shimd.host.facts import HostFacts
 from shimd.linux import bpf, caps, selfexe
 from shimd.linux.mount import fsopen
 from shimd.linux.process import get_rlimit
+from shimd.records import Record
 
 OLDEST_KERNEL = (5, 14)
 PIDFD_EXIT_KERNEL = (6, 15)
@@ -38,7 +38,7 @@ _V1_NAMES = {"io": "blkio"}
 _OPTIONAL_CONTROLLERS = ("hugetlb", "rdma")
 
 
-class Finding(NamedTuple):
+class Finding(Record):
     """``reason`` tells what was found; ``remedy`` is empty when all is well."""
 
     name: str

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple
 
 from shimd.linux import caps, proc, seccomp
 from shimd.linux.mount import statfs_type
+from shimd.records import Record
 
 SELINUX_MAGIC = 0xF97CFF8C
 _INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO
@@ -22,7 +22,7 @@ _SECCOMP_FLAGS = (
 )
 
 
-class Hierarchy(NamedTuple):
+class Hierarchy(Record):
     """A mounted cgroup hierarchy; ``mount_point + own_path`` is the directory of our own cgroup ("/" alone: the root).
 
     ``controllers`` of v1 are as mounted, such as ("cpu", "cpuacct") or ("name=systemd",).
@@ -33,7 +33,7 @@ class Hierarchy(NamedTuple):
     own_path: str
 
 
-class HostFacts(NamedTuple):
+class HostFacts(Record):
     """``cgroup_mode`` is "v1", "hybrid", "v2", or "none" when nothing is mounted; ``unified`` is None without a
     cgroup2 mount.
     """

@@ -38,9 +38,9 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
-from typing import NamedTuple
 
 from shimd.linux import fdpass
+from shimd.records import Record
 
 MAX_MESSAGE = 32 * 1024
 MAX_TEXT = 16 * 1024  # of an error or warning; hook output is the longest
@@ -51,7 +51,7 @@ ABORT = b"abort"
 CREATED = b"created"
 
 
-class Failure(NamedTuple):
+class Failure(Record):
     """A step of the plan failed: its index in the plan (-1: before the first step), the operation's name, the JSON
     pointer of the field that asked for it, what was attempted with its object, the errno or 0, and the errno's text
     or the whole message.
@@ -68,7 +68,7 @@ class Failure(NamedTuple):
         return f"{self.attempt}: {self.text}" if self.attempt else self.text
 
 
-class Message(NamedTuple):
+class Message(Record):
     """One message of init: ``kind`` is "sync", "console", "warning", "error", "created", or "eof"; ``text`` the point
     or the warning.
     """

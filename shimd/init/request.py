@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from shimd.records import Record
 
 
-class LaunchRequest(NamedTuple):
+class LaunchRequest(Record):
     """A process to make. ``stage`` and ``steps`` are plan.wire bytes, ``fds`` bind slots, ``hold`` names descriptors
     to keep from the launch on; ``exit_file`` is where the keeper writes the exit record ("" for none), ``cgroup_fd``
     a cgroup v2 directory to be born in.
@@ -23,7 +23,7 @@ class LaunchRequest(NamedTuple):
     cgroup_fd: int = -1
 
 
-class Launched(NamedTuple):
+class Launched(Record):
     """The pidfd is the caller's to close."""
 
     pid: int

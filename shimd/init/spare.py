@@ -21,7 +21,7 @@ import select
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from shimd.errors import InternalError
 from shimd.init.context import Context
@@ -44,6 +44,7 @@ from shimd.linux.mount import (
 from shimd.linux.succeed import Successor
 from shimd.plan import ops
 from shimd.plan.wire import dumps, loads
+from shimd.records import Record
 
 SPARE_NAME = "shimd:[spare]"
 
@@ -70,7 +71,7 @@ _PRACTICE = dumps(
 )  # fmt: skip
 
 
-class Task(NamedTuple):
+class Task(Record):
     """What a spare is told, beside the descriptors: of the slots in order, then of the cgroup if there is one."""
 
     clone: int

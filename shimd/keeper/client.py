@@ -8,13 +8,13 @@ import os
 import threading
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from shimd.errors import AlreadyExists, FailedPrecondition, NotFound, RuntimeFailure, ShimdError, Unavailable
 from shimd.init.packets import MalformedMessage, close_all, receive_message, send_message
 from shimd.init.request import Launched, LaunchRequest
 from shimd.keeper.protocol import SOCKET_NAME, VERSION, Exit
 from shimd.keeper.start import spawn_keeper
+from shimd.records import Record
 
 __all__ = ["Exit", "KeeperClient", "LaunchRequest", "Launched", "Listing", "read_exit_file", "spawn_keeper"]
 
@@ -30,7 +30,7 @@ _ERRORS: dict[int, type[ShimdError]] = {
 }
 
 
-class Listing(NamedTuple):
+class Listing(Record):
     """What a keeper has: pids of living launches by name, names of held descriptors, exits that are not forgotten."""
 
     alive: dict[str, int]

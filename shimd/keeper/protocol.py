@@ -31,14 +31,15 @@ How a message travels: see ``shimd.init.packets``.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+
+from shimd.records import Record
 
 VERSION = 1
 SOCKET_NAME = "keeper.sock"
 LOCK_NAME = "keeper.lock"
 
 
-class Exit(NamedTuple):
+class Exit(Record):
     """How a launched process ended; ``wait_status`` as from waitpid(2), ``exited_at_ns`` of the real-time clock."""
 
     name: str

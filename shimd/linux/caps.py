@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import struct
-from typing import NamedTuple
 
 from shimd.linux._libc import NR, buffer, syscall
 from shimd.linux.process import prctl
+from shimd.records import Record
 
 NAMES = [
     "CAP_CHOWN",
@@ -72,7 +72,7 @@ _DATA = struct.Struct("=6I")
 _VERSION_3 = 0x20080522
 
 
-class CapSets(NamedTuple):
+class CapSets(Record):
     """Masks: bit N is capability number N."""
 
     effective: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NamedTuple
 
 from shimd.linux.mount import (
     MOUNT_ATTR_NODEV,
@@ -18,11 +17,12 @@ from shimd.linux.mount import (
     statfs_type,
 )
 from shimd.linux.path import RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV, openat2
+from shimd.records import Record
 
 _PROC_ROOT_INO = 1
 
 
-class ProcStat(NamedTuple):
+class ProcStat(Record):
     """``state`` is the letter of proc_pid_stat(5), ``starttime`` is in clock ticks since boot: with the pid it
     identifies a process.
     """
@@ -31,7 +31,7 @@ class ProcStat(NamedTuple):
     starttime: int
 
 
-class MountInfo(NamedTuple):
+class MountInfo(Record):
     """One line of proc_pid_mountinfo(5), unescaped."""
 
     mount_id: int

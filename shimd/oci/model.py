@@ -16,27 +16,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
+
+from shimd.records import Record
 
 Pairs = Mapping[str, str]
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-class Root(NamedTuple):
+class Root(Record):
     """``path`` as written: absolute, or relative to the bundle."""
 
     path: str = ""
     readonly: bool = False
 
 
-class IdMapping(NamedTuple):
+class IdMapping(Record):
     container_id: int = 0
     host_id: int = 0
     size: int = 0
 
 
-class Mount(NamedTuple):
+class Mount(Record):
     """``destination`` as written (a relative one is taken from /); ``options`` uninterpreted."""
 
     destination: str = ""
@@ -47,7 +49,7 @@ class Mount(NamedTuple):
     gid_mappings: tuple[IdMapping, ...] = ()
 
 
-class Hook(NamedTuple):
+class Hook(Record):
     """``timeout`` in seconds, > 0."""
 
     path: str = ""
@@ -56,7 +58,7 @@ class Hook(NamedTuple):
     timeout: int | None = None
 
 
-class Hooks(NamedTuple):
+class Hooks(Record):
     prestart: tuple[Hook, ...] = ()
     create_runtime: tuple[Hook, ...] = ()
     create_container: tuple[Hook, ...] = ()
@@ -68,19 +70,19 @@ class Hooks(NamedTuple):
 # ---- process ---------------------------------------------------------------------------------------------------------
 
 
-class User(NamedTuple):
+class User(Record):
     uid: int = 0
     gid: int = 0
     umask: int | None = None
     additional_gids: tuple[int, ...] = ()
 
 
-class ConsoleSize(NamedTuple):
+class ConsoleSize(Record):
     height: int = 0
     width: int = 0
 
 
-class Capabilities(NamedTuple):
+class Capabilities(Record):
     """Names as written, ``CAP_…``; some may be unknown to this kernel."""
 
     bounding: tuple[str, ...] = ()
@@ -90,7 +92,7 @@ class Capabilities(NamedTuple):
     ambient: tuple[str, ...] = ()
 
 
-class Rlimit(NamedTuple):
+class Rlimit(Record):
     """``type`` is RLIMIT_*; 2^64-1 is unlimited."""
 
     type: str = ""
@@ -98,7 +100,7 @@ class Rlimit(NamedTuple):
     soft: int = 0
 
 
-class Scheduler(NamedTuple):
+class Scheduler(Record):
     """``policy`` SCHED_*, ``flags`` SCHED_FLAG_*; runtime, deadline and period in nanoseconds."""
 
     policy: str = ""
@@ -110,21 +112,21 @@ class Scheduler(NamedTuple):
     period: int = 0
 
 
-class IoPriority(NamedTuple):
+class IoPriority(Record):
     """``class_`` is IOPRIO_CLASS_RT, _BE or _IDLE."""
 
     class_: str = ""
     priority: int = 0
 
 
-class CpuAffinity(NamedTuple):
+class CpuAffinity(Record):
     """CPU lists as written ("0-3,7"), checked; ``cpu_list`` in ``shimd.oci.values`` parses them."""
 
     initial: str | None = None
     final: str | None = None
 
 
-class Process(NamedTuple):
+class Process(Record):
     terminal: bool = False
     console_size: ConsoleSize | None = None
     user: User = User()
@@ -145,7 +147,7 @@ class Process(NamedTuple):
 # ---- linux.resources -------------------------------------------------------------------------------------------------
 
 
-class DeviceRule(NamedTuple):
+class DeviceRule(Record):
     """``type`` is "a", "b" or "c"; None is any for ``major`` and ``minor``; ``access`` of the letters rwm."""
 
     allow: bool = False
@@ -155,7 +157,7 @@ class DeviceRule(NamedTuple):
     access: str | None = None
 
 
-class Memory(NamedTuple):
+class Memory(Record):
     """Bytes; -1 is unlimited. ``swap`` is memory and swap together. ``kernel`` and ``kernel_tcp`` are deprecated."""
 
     limit: int | None = None
@@ -169,7 +171,7 @@ class Memory(NamedTuple):
     check_before_update: bool | None = None
 
 
-class Cpu(NamedTuple):
+class Cpu(Record):
     """Times in microseconds; ``cpus`` and ``mems`` are lists as written."""
 
     shares: int | None = None
@@ -183,24 +185,24 @@ class Cpu(NamedTuple):
     idle: int | None = None
 
 
-class Pids(NamedTuple):
+class Pids(Record):
     limit: int | None = None
 
 
-class WeightDevice(NamedTuple):
+class WeightDevice(Record):
     major: int = 0
     minor: int = 0
     weight: int | None = None
     leaf_weight: int | None = None
 
 
-class ThrottleDevice(NamedTuple):
+class ThrottleDevice(Record):
     major: int = 0
     minor: int = 0
     rate: int = 0
 
 
-class BlockIo(NamedTuple):
+class BlockIo(Record):
     weight: int | None = None
     leaf_weight: int | None = None
     weight_device: tuple[WeightDevice, ...] = ()
@@ -210,29 +212,29 @@ class BlockIo(NamedTuple):
     throttle_write_iops_device: tuple[ThrottleDevice, ...] = ()
 
 
-class HugepageLimit(NamedTuple):
+class HugepageLimit(Record):
     """``page_size`` as in the control files' names: "2MB", "1GB", "64KB"."""
 
     page_size: str = ""
     limit: int = 0
 
 
-class InterfacePriority(NamedTuple):
+class InterfacePriority(Record):
     name: str = ""
     priority: int = 0
 
 
-class Network(NamedTuple):
+class Network(Record):
     class_id: int | None = None
     priorities: tuple[InterfacePriority, ...] = ()
 
 
-class Rdma(NamedTuple):
+class Rdma(Record):
     hca_handles: int | None = None
     hca_objects: int | None = None
 
 
-class Resources(NamedTuple):
+class Resources(Record):
     devices: tuple[DeviceRule, ...] = ()
     memory: Memory = Memory()
     cpu: Cpu = Cpu()
@@ -247,14 +249,14 @@ class Resources(NamedTuple):
 # ---- linux -----------------------------------------------------------------------------------------------------------
 
 
-class Namespace(NamedTuple):
+class Namespace(Record):
     """``type`` is pid, network, ipc, uts, mount, user, cgroup or time; ``path`` None is a new one."""
 
     type: str = ""
     path: str | None = None
 
 
-class Device(NamedTuple):
+class Device(Record):
     """``type`` is c, u (the same as c), b or p; ``file_mode`` are permission bits (None: 0666)."""
 
     path: str = ""
@@ -266,11 +268,11 @@ class Device(NamedTuple):
     gid: int | None = None
 
 
-class NetDevice(NamedTuple):
+class NetDevice(Record):
     name: str | None = None
 
 
-class SeccompArg(NamedTuple):
+class SeccompArg(Record):
     """``op`` is SCMP_CMP_*; ``value_two`` is the second operand of SCMP_CMP_MASKED_EQ."""
 
     index: int = 0  # type: ignore[assignment]  # the specification's name; it hides tuple.index
@@ -279,7 +281,7 @@ class SeccompArg(NamedTuple):
     op: str = ""
 
 
-class SyscallRule(NamedTuple):
+class SyscallRule(Record):
     """``action`` is SCMP_ACT_*; ``errno_ret`` only with SCMP_ACT_ERRNO and SCMP_ACT_TRACE."""
 
     names: tuple[str, ...] = ()
@@ -288,7 +290,7 @@ class SyscallRule(NamedTuple):
     args: tuple[SeccompArg, ...] = ()
 
 
-class Seccomp(NamedTuple):
+class Seccomp(Record):
     """``flags`` None (absent) lets the runtime choose; an empty tuple asks for no flag."""
 
     default_action: str = ""
@@ -300,7 +302,7 @@ class Seccomp(NamedTuple):
     syscalls: tuple[SyscallRule, ...] = ()
 
 
-class IntelRdt(NamedTuple):
+class IntelRdt(Record):
     clos_id: str | None = None
     schemata: tuple[str, ...] = ()
     l3_cache_schema: str | None = None
@@ -308,25 +310,25 @@ class IntelRdt(NamedTuple):
     enable_monitoring: bool = False
 
 
-class MemoryPolicy(NamedTuple):
+class MemoryPolicy(Record):
     mode: str = ""
     nodes: str | None = None
     flags: tuple[str, ...] = ()
 
 
-class Personality(NamedTuple):
+class Personality(Record):
     """``domain`` is LINUX or LINUX32; ``flags`` are ignored with a warning."""
 
     domain: str = ""
     flags: tuple[str, ...] = ()
 
 
-class TimeOffset(NamedTuple):
+class TimeOffset(Record):
     secs: int = 0
     nanosecs: int = 0
 
 
-class Linux(NamedTuple):
+class Linux(Record):
     """``time_offsets`` has the keys monotonic and boottime."""
 
     uid_mappings: tuple[IdMapping, ...] = ()
@@ -355,7 +357,7 @@ class Linux(NamedTuple):
         return None
 
 
-class Spec(NamedTuple):
+class Spec(Record):
     """A whole config.json. ``process`` and ``root`` are given in every document that ``read_spec`` accepts."""
 
     oci_version: str | None = None

@@ -9,13 +9,14 @@ mistake is reported once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from shimd.errors import Problem
 from shimd.oci import hardware
 from shimd.oci.fields import pointer, show
 from shimd.oci.model import Device, IdMapping, Mount, Process, Resources, Scheduler, Seccomp, Spec
 from shimd.oci.values import rooted, sysctl_path
+from shimd.records import Record
 
 Check = Callable[[Any, list[Problem]], list[Problem]]
 Problems = Iterator[Problem]
@@ -24,7 +25,7 @@ NOT_YET = "not supported yet"
 UNSUPPORTED_ACTIONS = ("SCMP_ACT_NOTIFY",)
 
 
-class Rule(NamedTuple):
+class Rule(Record):
     check: Callable[[Any], Problems]
     needs: tuple[str, ...] = ()
 

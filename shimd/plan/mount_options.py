@@ -11,7 +11,6 @@ flags of its source that it did not ask for, as MS_REMOUNT|MS_BIND has it, but k
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 from shimd.linux.mount import (
     MOUNT_ATTR__ATIME,
@@ -48,6 +47,7 @@ from shimd.linux.mount import (
     MS_UNBINDABLE,
 )
 from shimd.plan.ops import MountAttr
+from shimd.records import Record
 
 _SET = {
     "bind": MS_BIND,
@@ -144,7 +144,7 @@ _REMOUNTED = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_AT
 OPTION_NAMES = tuple(sorted({*_SET, *_CLEAR, *PROPAGATION, *_RECURSIVE, "tmpcopyup"}))
 
 
-class MountOptions(NamedTuple):
+class MountOptions(Record):
     """``flags`` and ``cleared`` are MS_* masks of the plain options; ``more`` are the propagation and recursive
     options, in the order in which they are applied; ``data`` goes to the file system, ``first_data`` is the index of
     its first option or -1.

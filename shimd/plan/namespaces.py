@@ -15,8 +15,6 @@ Facts about the kernel:
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from shimd.host.facts import HostFacts
 from shimd.linux.process import (
     CLONE_NEWCGROUP,
@@ -31,6 +29,7 @@ from shimd.linux.process import (
 from shimd.oci import model
 from shimd.plan import ops
 from shimd.plan.builder import Builder
+from shimd.records import Record
 
 FLAGS = {
     "cgroup": CLONE_NEWCGROUP,
@@ -44,7 +43,7 @@ FLAGS = {
 }
 
 
-class Layout(NamedTuple):
+class Layout(Record):
     """``new`` are CLONE_NEW* flags, ``joined`` are in the order of joining, with their pointers in ``origins``."""
 
     new: int

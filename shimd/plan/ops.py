@@ -15,8 +15,6 @@ descriptor 3+N).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from shimd.linux.caps import NAMES as CAPABILITY_NAMES
 from shimd.linux.numa import FLAGS, MODES
 from shimd.linux.process import NAMESPACE_FILES
@@ -36,6 +34,7 @@ from shimd.plan.rootfs_ops import ReadonlyPath as ReadonlyPath
 from shimd.plan.rootfs_ops import Remount as Remount
 from shimd.plan.rootfs_ops import SetPropagation as SetPropagation
 from shimd.plan.rootfs_ops import Symlink as Symlink
+from shimd.records import Record
 
 Origin = str  # JSON pointer of the config.json field that asked for an operation; "" when it is implied
 
@@ -49,7 +48,7 @@ def _capability_names(mask: int) -> str:
     return "all" if len(names) == len(CAPABILITY_NAMES) else " ".join(names) or "none"
 
 
-class Sync(NamedTuple):
+class Sync(Record):
     """Report ``point`` to the runtime and wait for its leave to go on: "maps", "hooks", "ready"."""
 
     point: str
@@ -58,7 +57,7 @@ class Sync(NamedTuple):
         return f"wait for the runtime: {self.point}"
 
 
-class JoinCgroup(NamedTuple):
+class JoinCgroup(Record):
     """Write 0 to each cgroup.procs slot; the first operation, so that all that follows is accounted and confined."""
 
     slots: tuple[str, ...]
@@ -67,7 +66,7 @@ class JoinCgroup(NamedTuple):
         return f"enter the cgroups of {' '.join(self.slots)}"
 
 
-class Setns(NamedTuple):
+class Setns(Record):
     """setns(2) with the slot (nsfs file or pidfd) and CLONE_NEW* flags."""
 
     slot: str
@@ -77,7 +76,7 @@ class Setns(NamedTuple):
         return f"join {_namespace_names(self.flags)} namespace of {self.slot}"
 
 
-class Unshare(NamedTuple):
+class Unshare(Record):
     """unshare(2); of the cgroup namespace after JoinCgroup."""
 
     flags: int
@@ -86,7 +85,7 @@ class Unshare(NamedTuple):
         return f"new {_namespace_names(self.flags)} namespace"
 
 
-class TimeOffsets(NamedTuple):
+class TimeOffsets(Record):
     """Write /proc/self/timens_offsets (stage only, between unshare and the clone): (clock, secs, nanosecs)."""
 
     offsets: tuple[tuple[str, int, int], ...]
@@ -95,14 +94,14 @@ class TimeOffsets(NamedTuple):
         return "set time offsets " + ", ".join(f"{c} {s} s {n} ns" for c, s, n in self.offsets)
 
 
-class BecomeRoot(NamedTuple):
+class BecomeRoot(Record):
     """setresgid(0), setresuid(0) inside a user namespace whose maps are written; no-op for ids that are not mapped."""
 
     def describe(self) -> str:
         return "become root of the user namespace"
 
 
-class SessionKeyring(NamedTuple):
+class SessionKeyring(Record):
     """keyctl(JOIN_SESSION_KEYRING, name), ``label`` as its SELinux keycreate label; ENOSYS and EDQUOT are tolerated."""
 
     name: str
@@ -112,14 +111,14 @@ class SessionKeyring(NamedTuple):
         return f"new session keyring {self.name}"
 
 
-class LoopbackUp(NamedTuple):
+class LoopbackUp(Record):
     """Bring ``lo`` up in a new network namespace."""
 
     def describe(self) -> str:
         return "bring up lo"
 
 
-class HookSpec(NamedTuple):
+class HookSpec(Record):
     """One OCI hook: absolute path, argv, environment ("K=V"), timeout in seconds or 0."""
 
     path: str
@@ -128,7 +127,7 @@ class HookSpec(NamedTuple):
     timeout: int
 
 
-class RunHooks(NamedTuple):
+class RunHooks(Record):
     """createContainer or startContainer hooks, run by init; ``state`` is the state JSON before and after the pid."""
 
     kind: str
@@ -139,7 +138,7 @@ class RunHooks(NamedTuple):
         return f"run {len(self.hooks)} {self.kind} hook(s)"
 
 
-class Terminal(NamedTuple):
+class Terminal(Record):
     """A pty of the container's devpts as controlling terminal and fds 0-2; /dev/console when ``console_device``.
 
     The master goes to the ``console`` slot when there is one, else over ``control``. Size 0x0: not set.
@@ -154,7 +153,7 @@ class Terminal(NamedTuple):
         return f"open a terminal {self.rows}x{self.columns}"
 
 
-class Stdio(NamedTuple):
+class Stdio(Record):
     """Slots stdin, stdout, stderr become fds 0-2, owned by ``uid`` (fchown; not /dev/null).
 
     A missing slot is /dev/null of the container.
@@ -166,21 +165,21 @@ class Stdio(NamedTuple):
         return "set up stdio"
 
 
-class Hostname(NamedTuple):
+class Hostname(Record):
     name: str
 
     def describe(self) -> str:
         return f"set hostname {self.name}"
 
 
-class Domainname(NamedTuple):
+class Domainname(Record):
     name: str
 
     def describe(self) -> str:
         return f"set domainname {self.name}"
 
 
-class Sysctl(NamedTuple):
+class Sysctl(Record):
     """Write through the verified procfs; ``key`` with slashes, relative to /proc/sys."""
 
     key: str
@@ -190,7 +189,7 @@ class Sysctl(NamedTuple):
         return f"set sysctl {self.key} = {self.value}"
 
 
-class AppArmor(NamedTuple):
+class AppArmor(Record):
     """Write ``exec <profile>`` to attr/apparmor/exec (fall-back attr/exec) through the verified procfs."""
 
     profile: str
@@ -199,19 +198,19 @@ class AppArmor(NamedTuple):
         return f"AppArmor profile {self.profile}"
 
 
-class SelinuxExec(NamedTuple):
+class SelinuxExec(Record):
     label: str
 
     def describe(self) -> str:
         return f"SELinux label {self.label}"
 
 
-class NoNewPrivileges(NamedTuple):
+class NoNewPrivileges(Record):
     def describe(self) -> str:
         return "set no_new_privs"
 
 
-class Scheduler(NamedTuple):
+class Scheduler(Record):
     """sched_setattr(2)."""
 
     policy: int
@@ -226,7 +225,7 @@ class Scheduler(NamedTuple):
         return f"scheduler policy {self.policy} nice {self.nice} priority {self.priority}"
 
 
-class IoPriority(NamedTuple):
+class IoPriority(Record):
     """ioprio_set(2), class 1..3 and data 0..7."""
 
     io_class: int
@@ -236,14 +235,14 @@ class IoPriority(NamedTuple):
         return f"I/O priority class {self.io_class} data {self.data}"
 
 
-class Personality(NamedTuple):
+class Personality(Record):
     domain: int
 
     def describe(self) -> str:
         return f"personality {self.domain:#x}"
 
 
-class MemoryPolicy(NamedTuple):
+class MemoryPolicy(Record):
     """set_mempolicy(2); ``mode`` includes the flags."""
 
     mode: int
@@ -256,7 +255,7 @@ class MemoryPolicy(NamedTuple):
         return f"memory policy {' | '.join(names)}" + f" of nodes {nodes}" * bool(nodes)
 
 
-class CpuAffinity(NamedTuple):
+class CpuAffinity(Record):
     """sched_setaffinity(2) of this process; () widens to every CPU."""
 
     cpus: tuple[int, ...]
@@ -265,7 +264,7 @@ class CpuAffinity(NamedTuple):
         return "CPUs " + (",".join(map(str, self.cpus)) or "all")
 
 
-class OomScoreAdj(NamedTuple):
+class OomScoreAdj(Record):
     """Write /proc/self/oom_score_adj before anything else can fail; EACCES tolerated when ``tolerate``."""
 
     value: int
@@ -275,14 +274,14 @@ class OomScoreAdj(NamedTuple):
         return f"oom_score_adj {self.value}"
 
 
-class Umask(NamedTuple):
+class Umask(Record):
     mask: int
 
     def describe(self) -> str:
         return f"umask {self.mask:04o}"
 
 
-class Seccomp(NamedTuple):
+class Seccomp(Record):
     """seccomp(SECCOMP_SET_MODE_FILTER) with SECCOMP_FILTER_FLAG_* and a classic BPF program (sock_filter array)."""
 
     flags: int
@@ -292,7 +291,7 @@ class Seccomp(NamedTuple):
         return f"load seccomp filter ({len(self.program) // 8} instructions, flags {self.flags:#x})"
 
 
-class BoundingSet(NamedTuple):
+class BoundingSet(Record):
     """Drop every capability of the kernel that is not in ``keep`` (a mask)."""
 
     keep: int
@@ -301,7 +300,7 @@ class BoundingSet(NamedTuple):
         return f"bounding capabilities: {_capability_names(self.keep)}"
 
 
-class User(NamedTuple):
+class User(Record):
     """setgroups, setresgid, setresuid, with PR_SET_KEEPCAPS when ``keep_caps``.
 
     ``groups`` None leaves the groups alone (setgroups is denied in the user namespace).
@@ -317,7 +316,7 @@ class User(NamedTuple):
         return f"become {self.uid}:{self.gid}{groups}"
 
 
-class Capabilities(NamedTuple):
+class Capabilities(Record):
     """capset(2), then ambient; masks. Ambient failures are warnings."""
 
     effective: int
@@ -331,7 +330,7 @@ class Capabilities(NamedTuple):
         return f"capabilities: {_capability_names(self.effective)}{others}"
 
 
-class Chdir(NamedTuple):
+class Chdir(Record):
     """chdir to the cwd, verified to be inside the root; ``late`` runs after User: only when the first attempt failed
     with EACCES or EPERM.
     """
@@ -343,7 +342,7 @@ class Chdir(NamedTuple):
         return f"chdir {self.path}" + (" (again, as the user)" if self.late else "")
 
 
-class HomeEnv(NamedTuple):
+class HomeEnv(Record):
     """HOME of ``uid`` from the container's /etc/passwd (bounded read), else "/", unless the environment has one."""
 
     uid: int
@@ -352,7 +351,7 @@ class HomeEnv(NamedTuple):
         return f"find HOME of {self.uid}"
 
 
-class FindProgram(NamedTuple):
+class FindProgram(Record):
     """Resolve args[0] along the container's PATH, relative to cwd when it has a slash; errors in runc's words."""
 
     args: tuple[str, ...]
@@ -362,14 +361,14 @@ class FindProgram(NamedTuple):
         return f"find program {self.args[0]} ({len(self.args) - 1} arguments, {len(self.env)} variables)"
 
 
-class WaitStart(NamedTuple):
+class WaitStart(Record):
     """Report "created", close ``control``, wait in accept() on slot ``start``; see shimd.init.handshake."""
 
     def describe(self) -> str:
         return "wait for start"
 
 
-class CloseFds(NamedTuple):
+class CloseFds(Record):
     """close_range from 3 + ``keep`` on is close-on-exec; preserve.N slots are moved to 3..2+keep."""
 
     keep: int
@@ -378,7 +377,7 @@ class CloseFds(NamedTuple):
         return "close other descriptors"
 
 
-class ResetSignals(NamedTuple):
+class ResetSignals(Record):
     """Every disposition to default, the mask emptied, the parent-death signal as given (0: none)."""
 
     death_signal: int
@@ -387,7 +386,7 @@ class ResetSignals(NamedTuple):
         return "reset signals"
 
 
-class Execute(NamedTuple):
+class Execute(Record):
     """execve(2) of the program that FindProgram resolved; the last operation."""
 
     def describe(self) -> str:
@@ -404,20 +403,20 @@ Op = (
 )  # fmt: skip
 
 
-class Step(NamedTuple):
+class Step(Record):
     """An operation and the config.json field that asked for it."""
 
     op: Op
     origin: Origin
 
 
-class IdMap(NamedTuple):
+class IdMap(Record):
     container: int
     host: int
     size: int
 
 
-class Rlimit(NamedTuple):
+class Rlimit(Record):
     """prlimit(2) set by the runtime at "ready": resource number, soft, hard (RLIM_INFINITY is 2**64-1)."""
 
     resource: int
@@ -425,7 +424,7 @@ class Rlimit(NamedTuple):
     hard: int
 
 
-class TreeSource(NamedTuple):
+class TreeSource(Record):
     """A mount tree that the runtime opens (open_tree, OPEN_TREE_CLONE) and passes as ``slot``."""
 
     slot: str
@@ -433,7 +432,7 @@ class TreeSource(NamedTuple):
     recursive: bool
 
 
-class NamespaceFile(NamedTuple):
+class NamespaceFile(Record):
     """A namespace to join by path: the runtime opens and verifies it (CLONE_NEW* type) and passes it as ``slot``."""
 
     slot: str
@@ -441,7 +440,7 @@ class NamespaceFile(NamedTuple):
     type: int
 
 
-class Plan(NamedTuple):
+class Plan(Record):
     """What a launch does. ``clone`` are CLONE_NEW* flags of the new process itself; ``stage`` runs in an intermediate
     process before the clone (joining pid, time and user namespaces that only children enter), empty for the usual
     container.

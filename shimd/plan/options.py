@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from shimd.records import Record
 
 
-class CgroupHierarchy(NamedTuple):
+class CgroupHierarchy(Record):
     """A v1 hierarchy: ``name`` of its directory below /sys/fs/cgroup, mount ``options`` ("cpu,cpuacct",
     "name=systemd"), ``source`` the container's own directory on the host.
     """
@@ -15,7 +15,7 @@ class CgroupHierarchy(NamedTuple):
     source: str
 
 
-class CgroupView(NamedTuple):
+class CgroupView(Record):
     """What a mount of type cgroup shows. ``links`` are (name, target) of co-mounted controllers; ``unified`` is the
     container's own directory in the cgroup2 file system, "" for none.
     """
@@ -25,7 +25,7 @@ class CgroupView(NamedTuple):
     unified: str = ""
 
 
-class CompileOptions(NamedTuple):
+class CompileOptions(Record):
     """``bundle`` and ``rootfs`` are absolute. ``gate``: wait for ``start`` before the program runs. ``death_signal`` is
     sent to the container when its parent dies, 0 for none. ``seccomp_cache`` is a directory, "" for memory only.
     ``keyring`` is the name of the session keyring, "" for one that anybody can guess.
@@ -45,7 +45,7 @@ class CompileOptions(NamedTuple):
     seccomp_cache: str = ""
 
 
-class ExecOptions(NamedTuple):
+class ExecOptions(Record):
     """``id`` is the container's. The rest as in CompileOptions."""
 
     id: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 from shimd.linux import caps, numa, sched
 from shimd.oci import model
@@ -12,6 +11,7 @@ from shimd.plan import ops
 from shimd.plan.builder import Builder
 from shimd.plan.options import CompileOptions, ExecOptions
 from shimd.plan.seccomp import compile_filter
+from shimd.records import Record
 
 DEFAULT_UMASK = 0o022
 
@@ -64,7 +64,7 @@ _IO_CLASSES = {
 _PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
 
 
-class ProcessPlan(NamedTuple):
+class ProcessPlan(Record):
     """A process and what surrounds it. ``at`` is the JSON pointer of the process in its document, ``linux`` the
     container's; ``groups`` False: setgroups(2) is denied. ``umask`` None leaves the one that is set.
     """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from shimd.linux.mount import (
     MOUNT_ATTR_NOATIME,
     MOUNT_ATTR_NODEV,
@@ -19,6 +17,7 @@ from shimd.linux.mount import (
     MS_SLAVE,
     MS_UNBINDABLE,
 )
+from shimd.records import Record
 
 # What may be mounted inside /proc: the files that lxcfs and the like replace. ``target`` resolved must be one of these.
 PROC_FILES = frozenset(
@@ -55,7 +54,7 @@ _PROPAGATION = (
 )
 
 
-class MountAttr(NamedTuple):
+class MountAttr(Record):
     """One mount_setattr(2): set and clear are MOUNT_ATTR_* masks, propagation an MS_* propagation type or 0."""
 
     set: int
@@ -86,7 +85,7 @@ def _propagation_name(flags: int) -> str:
     return "r" * bool(flags & MS_REC) + "".join(name for flag, name in _PROPAGATION if flags & flag)
 
 
-class PrepareRoot(NamedTuple):
+class PrepareRoot(Record):
     """Set the propagation of / (MS_* flags), make the mount that holds rootfs private, bind rootfs on itself.
 
     ``slot`` is "" or the slot of a detached tree to attach instead of binding ``rootfs``. Opens the root descriptor
@@ -102,7 +101,7 @@ class PrepareRoot(NamedTuple):
         return f"prepare rootfs {self.rootfs}" + f" ({_propagation_name(self.propagation)})" * bool(self.propagation)
 
 
-class Mount(NamedTuple):
+class Mount(Record):
     """A new file system instance: fsopen, fsconfig per ``data`` item, fsmount, move_mount onto ``target``.
 
     ``data`` are superblock options, one each ("size=65536k", "ro", "mode=755"). ``attr.set`` are fsmount's flags (its
@@ -125,7 +124,7 @@ class Mount(NamedTuple):
         return f"mount {self.fstype} on {self.target}{_options(self.attr, self.more, self.data)}{copied}"
 
 
-class Remount(NamedTuple):
+class Remount(Record):
     """Reconfigure the file system mounted at ``target``: fspick, fsconfig per ``data`` item, then mount_setattr with
     ``attr`` and each of ``more``.
     """
@@ -139,7 +138,7 @@ class Remount(NamedTuple):
         return f"remount {self.target}{_options(self.attr, self.more, self.data)}"
 
 
-class Bind(NamedTuple):
+class Bind(Record):
     """open_tree(OPEN_TREE_CLONE) of ``source`` (or the tree in ``slot``), mount_setattr, move_mount onto ``target``.
 
     The mount point is made (directory 0755 or file 0644, like the source) when it is missing. ``remount`` tells that
@@ -163,7 +162,7 @@ class Bind(NamedTuple):
         return f"{how} {self.source} on {self.target}{_options(self.attr if self.remount else kept, self.more)}"
 
 
-class MountCgroup1(NamedTuple):
+class MountCgroup1(Record):
     """The v1 or hybrid view of /sys/fs/cgroup: tmpfs, one mount or bind per hierarchy, symlinks for co-mounted names.
 
     ``hierarchies``: (directory name, file system type "cgroup" or "cgroup2", options "cpu,cpuacct" or "name=systemd",
@@ -184,7 +183,7 @@ class MountCgroup1(NamedTuple):
         return f"mount cgroups {names} on {self.target}{_options(self.attr, self.more)}"
 
 
-class MountCgroup2(NamedTuple):
+class MountCgroup2(Record):
     """cgroup2 on ``target``; on EPERM or EBUSY bind ``fallback`` (the container's own cgroup).
 
     When even that is missing (ENOENT, rootless), an empty read-only directory hides the host's tree.
@@ -199,7 +198,7 @@ class MountCgroup2(NamedTuple):
         return f"mount cgroup2 on {self.target}{_options(self.attr, self.more)}"
 
 
-class MakeDevice(NamedTuple):
+class MakeDevice(Record):
     """mknod in the rootfs (kind "c", "b" or "p"), chmod, chown; an identical node is kept, any other is an error.
 
     EPERM, or ``bind``: bind-mount the host's node of the same path instead.
@@ -220,7 +219,7 @@ class MakeDevice(NamedTuple):
         return f"make device {self.path} {self.kind} {self.major}:{self.minor} {self.mode:04o} {self.uid}:{self.gid}"
 
 
-class Symlink(NamedTuple):
+class Symlink(Record):
     """A symbolic link in /dev, made relative to the root descriptor with no link in the parent followed.
 
     Existing names are kept unless ``replace``. With ``only_if`` the link is made only when that host path exists.
@@ -235,7 +234,7 @@ class Symlink(NamedTuple):
         return f"link {self.path} -> {self.target}"
 
 
-class PivotRoot(NamedTuple):
+class PivotRoot(Record):
     """Enter the rootfs; ``method``: "pivot" (pivot_root(".", ".")), "move" (MS_MOVE and chroot) or "chroot" alone."""
 
     method: str
@@ -244,7 +243,7 @@ class PivotRoot(NamedTuple):
         return f"enter the rootfs by {self.method}"
 
 
-class MakeDirectory(NamedTuple):
+class MakeDirectory(Record):
     """mkdir -p inside the new root while it is still writable: the working directory."""
 
     path: str
@@ -254,7 +253,7 @@ class MakeDirectory(NamedTuple):
         return f"make directory {self.path}"
 
 
-class SetPropagation(NamedTuple):
+class SetPropagation(Record):
     """Propagation of / after the pivot (rootfsPropagation shared or unbindable), an MS_* mask."""
 
     flags: int
@@ -263,7 +262,7 @@ class SetPropagation(NamedTuple):
         return f"make / {_propagation_name(self.flags)}"
 
 
-class FinalizeReadonly(NamedTuple):
+class FinalizeReadonly(Record):
     """Read-only at the end: mount ``target`` ("/" for root.readonly) keeps its other flags."""
 
     target: str
@@ -272,7 +271,7 @@ class FinalizeReadonly(NamedTuple):
         return f"make {self.target} read-only"
 
 
-class ReadonlyPath(NamedTuple):
+class ReadonlyPath(Record):
     """Bind onto itself recursively and remount read-only keeping flags; a missing path is ignored."""
 
     path: str
@@ -281,7 +280,7 @@ class ReadonlyPath(NamedTuple):
         return f"make {self.path} read-only"
 
 
-class MaskPaths(NamedTuple):
+class MaskPaths(Record):
     """Hide files under the verified /dev/null (1:3), directories under one shared empty read-only tmpfs.
 
     Missing paths are ignored.

@@ -15,7 +15,7 @@ from errno import EEXIST, ENOSYS, EPERM
 from functools import lru_cache
 from importlib import import_module
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import Any
 
 from shimd.errors import InvalidSpec, Problem, Unimplemented
 from shimd.host.facts import HostFacts
@@ -23,6 +23,7 @@ from shimd.linux import seccomp as kernel
 from shimd.linux._libc import MACHINE
 from shimd.oci import model
 from shimd.plan import bpf
+from shimd.records import Record
 
 FORMAT = b"shimd seccomp 1\n"  # to be raised when the same profile compiles to something else
 BINARY_TREE_FROM = 33  # system calls; libseccomp misbehaves on empty filters, and few rules need no tree
@@ -100,7 +101,7 @@ _LIBRARY_FOLDERS = (
 )
 
 
-class Filter(NamedTuple):
+class Filter(Record):
     """``flags`` are SECCOMP_FILTER_FLAG_*, ``program`` an array of struct sock_filter."""
 
     flags: int
@@ -108,7 +109,7 @@ class Filter(NamedTuple):
     warnings: tuple[str, ...]
 
 
-class Program(NamedTuple):
+class Program(Record):
     code: bytes
     unknown: tuple[str, ...]  # names of the profile that libseccomp does not know
 

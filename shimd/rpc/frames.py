@@ -9,7 +9,8 @@ stays usable: the sender is answered on its stream.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+
+from shimd.records import Record
 
 HEADER = struct.Struct(">IIBB")
 MAX_PAYLOAD = 4 * 1024 * 1024
@@ -23,7 +24,7 @@ REMOTE_OPEN = 2
 NO_DATA = 4
 
 
-class Frame(NamedTuple):
+class Frame(Record):
     """``excess`` is the length of a payload that was too long; it is not here."""
 
     stream: int

@@ -8,16 +8,17 @@ by the one table in ``rpc/status.py``.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from google.protobuf.descriptor import ServiceDescriptor
+
+from shimd.records import Record
 
 DEFAULT_NAMESPACE = "default"
 
 _WORD = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
-class Call(NamedTuple):
+class Call(Record):
     """What a service may know of a call beside its request."""
 
     namespace: str
@@ -25,7 +26,7 @@ class Call(NamedTuple):
     origin: str = ""  # the name of the registered containerd that calls; "" for everybody else
 
 
-class Service(NamedTuple):
+class Service(Record):
     """``implementation`` served as ``descriptor``; the same object may serve several descriptors."""
 
     descriptor: ServiceDescriptor

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from typing import NamedTuple
 
 from shimd import errors
+from shimd.records import Record
 
 OK = 0
 CANCELLED = 1
@@ -59,7 +59,7 @@ _MESSAGE_LIMIT = 2048
 _log = logging.getLogger(__name__)
 
 
-class Status(NamedTuple):
+class Status(Record):
     """What a caller gets to see of an error."""
 
     code: int

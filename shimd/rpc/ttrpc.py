@@ -12,13 +12,14 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from shimd.api.containerd import ttrpc_pb2 as wire
 from shimd.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, ShimdError, Unimplemented
+from shimd.records import Record
 from shimd.rpc.frames import DATA, MAX_PAYLOAD, REQUEST, RESPONSE, Frame, FrameReader, pack
 from shimd.rpc.identifiers import check_identifier
 from shimd.rpc.peer import may_connect
@@ -37,7 +38,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-class Method(NamedTuple):
+class Method(Record):
     """One unary RPC; the transport's side of it."""
 
     name: str

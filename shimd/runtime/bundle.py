@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from typing import NamedTuple
 
 from shimd.errors import InvalidArgument
 from shimd.host.facts import HostFacts
 from shimd.oci.model import Spec
 from shimd.oci.read import CACHED_BYTES, CACHED_DOCUMENTS, MAX_BYTES, read_spec
 from shimd.oci.validate import validate
+from shimd.records import Record
 from shimd.runtime.state import CONFIG_FILE, read_file
 
 
-class Config(NamedTuple):
+class Config(Record):
     """A valid config.json: its bytes, their SHA-256 in hex, the model, and what validation warns of."""
 
     data: bytes

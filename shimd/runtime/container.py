@@ -7,7 +7,7 @@ Thread-safe for different containers; operations on one container are serialised
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 from shimd.cgroups.manager import from_state
 from shimd.cgroups.stats import Stats
@@ -16,6 +16,7 @@ from shimd.host.facts import HostFacts
 from shimd.linux.process import pidfd_open
 from shimd.oci.model import Process, Resources
 from shimd.plan.ops import Plan
+from shimd.records import Record
 from shimd.runtime import control, creating, deleting, execing, planning, starting
 from shimd.runtime.launch import Launcher
 from shimd.runtime.model import (
@@ -38,7 +39,7 @@ __all__ = ["Container", "CreateOptions", "ExecOptions", "ExecProcess", "Listing"
 Pids = list[int]  # Runtime.list hides the builtin
 
 
-class Listing(NamedTuple):
+class Listing(Record):
     """Loaded containers, which the caller closes; what was wrong with those that could not be loaded; the ids of
     directories that are for ``remove_stray``.
     """

@@ -7,14 +7,14 @@ import select
 from _socket import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
 
 from shimd.errors import RuntimeFailure
 from shimd.init import handshake
 from shimd.init.handshake import Failure
+from shimd.records import Record
 
 
-class Outcome(NamedTuple):
+class Outcome(Record):
     """What came out of a handshake that went well; ``console`` is the pty's master or -1."""
 
     console: int

@@ -6,19 +6,19 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from shimd.cgroups.manager import CgroupManager
 from shimd.errors import FailedPrecondition, RuntimeFailure
 from shimd.host.facts import HostFacts
 from shimd.oci.model import Resources, Spec
 from shimd.oci.read import MAX_BYTES, read_resources, read_spec_cached
+from shimd.records import Record
 from shimd.runtime.launch import Launcher
 from shimd.runtime.rootfs import RootfsMount
 from shimd.runtime.state import CONFIG_FILE, ContainerState, StateDir
 
 
-class Environment(NamedTuple):
+class Environment(Record):
     """What every operation is done with. ``state_root`` holds <namespace>/<id>; ``seccomp_cache`` is a directory for
     compiled filters, "" for none.
     """
@@ -29,7 +29,7 @@ class Environment(NamedTuple):
     seccomp_cache: str = ""
 
 
-class Stdio(NamedTuple):
+class Stdio(Record):
     """Descriptors that the process gets as 0, 1 and 2 when it has no terminal, -1 for /dev/null; they stay the
     caller's. ``paths`` are only written down in the state.
     """
@@ -43,7 +43,7 @@ class Stdio(NamedTuple):
 NO_STDIO = Stdio()
 
 
-class CreateOptions(NamedTuple):
+class CreateOptions(Record):
     """``gate``: wait for ``start``; without, the program runs when ``create`` returns. ``console_socket``: a
     connected unix stream socket that gets the pty's master instead of the caller. ``preserve_fds`` become descriptors
     3 and up. ``rootfs``: mounts of the request. ``hold``: descriptors that the keeper keeps, by name, from the launch
@@ -63,7 +63,7 @@ class CreateOptions(NamedTuple):
 DEFAULT_CREATE = CreateOptions()
 
 
-class ExecOptions(NamedTuple):
+class ExecOptions(Record):
     """``cgroup`` is a sub-cgroup of the container's, relative to it; the rest as in CreateOptions."""
 
     console_socket: int = -1
@@ -76,7 +76,7 @@ class ExecOptions(NamedTuple):
 DEFAULT_EXEC = ExecOptions()
 
 
-class ExecProcess(NamedTuple):
+class ExecProcess(Record):
     """A process that was added to a container; ``console_fd`` is -1 without a terminal. Descriptors are the caller's
     to close.
     """

@@ -20,12 +20,12 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
 
 from shimd.errors import InvalidArgument, RuntimeFailure, Unimplemented
 from shimd.linux import loop
 from shimd.linux import mount as m
 from shimd.linux.path import open_in_root
+from shimd.records import Record
 
 ROOTFS = "rootfs"
 
@@ -34,7 +34,7 @@ _MAX_DATA = 4095
 _OVERLAY_PATHS = ("lowerdir", "upperdir", "workdir")
 
 
-class RootfsMount(NamedTuple):
+class RootfsMount(Record):
     """One mount of the request; ``target`` is a directory inside of the rootfs or ""."""
 
     type: str
@@ -43,7 +43,7 @@ class RootfsMount(NamedTuple):
     options: tuple[str, ...]
 
 
-class MountOptions(NamedTuple):
+class MountOptions(Record):
     """``attr_set`` and ``attr_clear`` are MOUNT_ATTR_*; ``superblock`` and ``data`` go to the file system, as words
     or key=value.
     """

@@ -14,9 +14,10 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
-from typing import Any, NamedTuple
+from typing import Any
 
 from shimd.errors import AlreadyExists, InvalidArgument, NotFound, RuntimeFailure
+from shimd.records import Record
 
 SCHEMA = 1
 STATE_FILE = "state.json"
@@ -30,7 +31,7 @@ _ID_LENGTH = 200  # NAME_MAX less the longest suffix that is put to an id
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 
 
-class ContainerState(NamedTuple):
+class ContainerState(Record):
     """The content of state.json.
 
     ``created`` is RFC 3339 in UTC with nanoseconds; ``start_time`` field 22 of /proc/<pid>/stat, which together with

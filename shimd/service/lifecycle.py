@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from shimd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, RuntimeFailure
 from shimd.oci.model import Process as ProcessSpec
+from shimd.records import Record
 from shimd.rpc.identifiers import check_identifier
 from shimd.runtime.bundle import read_config
 from shimd.runtime.container import Runtime
@@ -48,7 +49,7 @@ _SIGKILL = 9
 _log = logging.getLogger(__name__)
 
 
-class CreateRequest(NamedTuple):
+class CreateRequest(Record):
     """``config`` replaces the bundle's config.json; ``terminal`` must then agree with it (None: whatever it says)."""
 
     id: str
@@ -62,13 +63,13 @@ class CreateRequest(NamedTuple):
     origin: str = ""  # see Call
 
 
-class ExecRequest(NamedTuple):
+class ExecRequest(Record):
     exec_id: str
     process: ProcessSpec
     stdio: StdioPaths = StdioPaths()
 
 
-class _Made(NamedTuple):
+class _Made(Record):
     """What a worker thread hands to the loop."""
 
     runtime: RuntimeContainer

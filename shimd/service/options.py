@@ -17,7 +17,7 @@ send the generic ``runtimeoptions.v1.Options``, whose body is the section of the
 from __future__ import annotations
 
 import tomllib
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.descriptor import FieldDescriptor
@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError, Message
 
 from shimd.api.containerd import runc_options_pb2, runtime_options_pb2
 from shimd.errors import InvalidArgument, Unimplemented
+from shimd.records import Record
 from shimd.runtime.model import CreateOptions
 
 _RUNC = runc_options_pb2.Options.DESCRIPTOR
@@ -37,7 +38,7 @@ _MAX_UINT32 = 0xFFFFFFFF
 M = TypeVar("M", bound=Message)
 
 
-class Options(NamedTuple):
+class Options(Record):
     """What of them concerns us."""
 
     no_pivot_root: bool = False

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from shimd.api.containerd import process_pb2
 from shimd.errors import NotFound
+from shimd.records import Record
 
 if TYPE_CHECKING:
     from shimd.oci.model import Process as ProcessSpec
@@ -24,7 +25,7 @@ CREATED, RUNNING, STOPPED = process_pb2.CREATED, process_pb2.RUNNING, process_pb
 PAUSED, PAUSING = process_pb2.PAUSED, process_pb2.PAUSING
 
 
-class StdioPaths(NamedTuple):
+class StdioPaths(Record):
     """Where the streams go, as the client said it: "", a path, or a URI."""
 
     stdin: str = ""

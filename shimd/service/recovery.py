@@ -6,9 +6,9 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from shimd.errors import ShimdError
+from shimd.records import Record
 from shimd.runtime.container import Runtime
 from shimd.runtime.model import Container as RuntimeContainer
 from shimd.runtime.model import launch_name
@@ -23,7 +23,7 @@ from shimd.supervise.oom import Watch
 _log = logging.getLogger(__name__)
 
 
-class _Found(NamedTuple):
+class _Found(Record):
     """``streams`` as far as the keeper held them."""
 
     runtime: RuntimeContainer

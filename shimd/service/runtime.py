@@ -7,7 +7,6 @@ import contextlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from functools import partial
-from typing import NamedTuple
 
 from google.protobuf.any_pb2 import Any
 
@@ -17,6 +16,7 @@ from shimd.events.bus import Delivery, EventBus
 from shimd.events.model import Filter
 from shimd.oci.model import ConsoleSize
 from shimd.oci.read import read_process
+from shimd.records import Record
 from shimd.rpc.service import Call
 from shimd.service import convert, describe
 from shimd.service.control import Control, check_window
@@ -34,7 +34,7 @@ Requests = AsyncIterator[api.AttachRequest]
 Events = AsyncGenerator[api.ProcessEvent, None]
 
 
-class About(NamedTuple):
+class About(Record):
     """What the daemon knows of itself."""
 
     version: api.VersionResponse

@@ -12,9 +12,9 @@ import errno
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple
 
 from shimd.linux import pipe
+from shimd.records import Record
 
 CHUNK = 64 * 1024
 KEPT_BYTES = 64 * 1024
@@ -27,7 +27,7 @@ _KEPT_CHUNKS = 256
 _MERGED = 4096  # bytes up to which small chunks of one stream are put together
 
 
-class Chunk(NamedTuple):
+class Chunk(Record):
     stream: int
     data: bytes
     dropped: int = 0  # bytes lost before these

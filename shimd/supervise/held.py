@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from shimd.errors import NotFound
 from shimd.keeper.client import KeeperClient
+from shimd.records import Record
 from shimd.supervise.logger import Whose
 from shimd.supervise.stdio import OpenStdio, reopen_stdio
 
@@ -22,7 +22,7 @@ _OUTPUTS = ("stdout", "stderr")
 _CONSOLE = "console"
 
 
-class TakenBack(NamedTuple):
+class TakenBack(Record):
     """As a process just made has them; ``console`` is the terminal's master or -1. What could not be opened again is
     told in ``problem``.
     """

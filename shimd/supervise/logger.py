@@ -22,10 +22,10 @@ import os
 import select
 import signal
 from collections.abc import Callable
-from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from shimd.errors import InvalidArgument, NotFound, RuntimeFailure
+from shimd.records import Record
 
 SCHEMES = ("binary", "binary-v2")
 
@@ -39,7 +39,7 @@ _RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _log = logging.getLogger(__name__)
 
 
-class Whose(NamedTuple):
+class Whose(Record):
     """Whose output it is, for the program."""
 
     namespace: str = ""
@@ -49,7 +49,7 @@ class Whose(NamedTuple):
 NOBODYS = Whose()
 
 
-class Started(NamedTuple):
+class Started(Record):
     """A program that is ready, and the writing ends of its pipes."""
 
     logger: Logger

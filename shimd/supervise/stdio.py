@@ -18,10 +18,10 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import ExitStack
-from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from shimd.errors import InvalidArgument, NotFound, ShimdError
+from shimd.records import Record
 from shimd.supervise import logger
 from shimd.supervise.attach import STDERR, STDOUT
 from shimd.supervise.logger import NOBODYS, Logger, Whose, start_logger
@@ -31,7 +31,7 @@ ATTACH = "attach:"
 _CLOEXEC = os.O_CLOEXEC | os.O_NOCTTY
 
 
-class Target(NamedTuple):
+class Target(Record):
     """One parsed name; ``kind`` is "null", "attach", "path", "file" or "logger", whose path is the whole name."""
 
     kind: str
@@ -54,7 +54,7 @@ def parse_target(uri: str) -> Target:
     raise InvalidArgument(f"stdio {uri!r} is neither an absolute path nor a known URI")
 
 
-class Ends(NamedTuple):
+class Ends(Record):
     """What the process gets; -1 where a terminal takes the place."""
 
     stdin: int

@@ -26,6 +26,7 @@ ALL = ("shimd",)
 LAYERS = {
     "shimd": Layer(),
     "shimd.errors": Layer(),
+    "shimd.records": Layer(),
     "shimd.settings": Layer(("shimd.errors",)),
     "shimd.logs": Layer(("shimd.settings",)),
     "shimd.systemd": Layer(("shimd.errors",)),
@@ -93,6 +94,8 @@ LAYERS = {
         )
     ),
 }
+# The version, and what classes are made of.
+EVERYWHERE = ("shimd", "shimd.records")
 # Entry points that nobody imports.
 TOPS = ("shimd.daemon", "shimd.cli")
 
@@ -143,7 +146,7 @@ def is_allowed(module: str, imported: str) -> bool:
     layer = LAYERS[own]
     if imported.split(".")[0] not in ("shimd", "clients", "tests", "bench"):
         return imported.split(".")[0] in sys.stdlib_module_names or within(imported, layer.others)
-    if imported == "shimd":  # the version
+    if imported in EVERYWHERE:
         return True
     if within(imported, TOPS):
         return within(module, TOPS) and own == layer_of(imported)
@@ -182,3 +185,9 @@ def test_lean_packages_really_import_nothing_slow(package: str) -> None:
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
     assert not loaded & FORBIDDEN_IN_INIT
+
+
+def test_records_are_not_named_tuples() -> None:
+    """What the command lines load must load fast: shimd.records."""
+    names = [name for name in python_files() if name.startswith("shimd/") and name != "shimd/records.py"]
+    assert [name for name in names if "NamedTuple" in read(name)] == []

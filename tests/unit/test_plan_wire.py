@@ -181,4 +181,5 @@ def test_reading_a_plan_imports_little() -> None:
         "shimd.plan.ops",
         "shimd.plan.rootfs_ops",
         "shimd.plan.wire",
+        "shimd.records",
     ]
