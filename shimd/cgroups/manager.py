@@ -104,10 +104,14 @@ class CgroupManager(Protocol):
         """What from_state needs, of JSON types."""
 
 
-def manager(host: HostFacts, *, cgroups_path: str, container_id: str, root: str = "") -> CgroupManager:
+def manager(
+    host: HostFacts, *, cgroups_path: str, container_id: str, root: str = "", systemd: bool = False
+) -> CgroupManager:
     """A manager for a container to be made; nothing is created yet. ``root`` is the cgroup under which relative
-    paths are placed, instead of under our own. Raises InvalidSpec.
+    paths are placed, instead of under our own; with ``systemd`` the path names a unit. Raises InvalidSpec.
     """
+    if systemd:
+        raise Unimplemented("the systemd cgroup driver is not supported yet")
     tolerant = (host.euid != 0 or host.in_userns) and not cgroups_path
     if host.cgroup_mode in ("v1", "hybrid"):
         groups = v1_groups(host.hierarchies, host.unified, cgroups_path, container_id, root)

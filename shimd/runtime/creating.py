@@ -132,7 +132,8 @@ class _Creation:
         path = self.spec.linux.cgroups_path or ""
         # Equal ids in two namespaces are two containers; "@" is in no id, so no two names meet.
         name = f"{self.namespace}@{self.id}" if self.namespace else self.id
-        cgroup = manager(self.env.host, cgroups_path=path, container_id=name)
+        systemd = self.options.systemd_cgroup
+        cgroup = manager(self.env.host, cgroups_path=path, container_id=name, systemd=systemd)
         cgroup.create(self.spec.linux.resources)
         self.undo.push("remove the cgroup", cgroup.destroy)
         owner = cgroup_owner(self.spec)

@@ -47,10 +47,13 @@ class CreateOptions(Record):
     """``gate``: wait for ``start``; without, the program runs when ``create`` returns. ``console_socket``: a
     connected unix stream socket that gets the pty's master instead of the caller. ``preserve_fds`` become descriptors
     3 and up. ``rootfs``: mounts of the request. ``hold``: descriptors that the keeper keeps, by name, from the launch
-    on. ``service``: see ContainerState. Descriptors stay the caller's.
+    on. ``service``: see ContainerState. ``systemd_cgroup``: systemd makes the cgroup, as a unit, and
+    ``linux.cgroupsPath`` is ``slice:prefix:name`` (``shimrun --systemd-cgroup``); what is done with the container later
+    needs no word of that. Descriptors stay the caller's.
     """
 
     gate: bool = True
+    systemd_cgroup: bool = False
     no_pivot: bool = False
     no_new_keyring: bool = False
     console_socket: int = -1

@@ -20,7 +20,8 @@ def plan_create(env: Environment, container_id: str, bundle: str, config: bytes 
     """See Runtime.plan."""
     bundle = os.path.realpath(bundle)
     read = read_config(bundle, env.host, config)
-    cgroup = manager(env.host, cgroups_path=read.spec.linux.cgroups_path or "", container_id=container_id)
+    path = read.spec.linux.cgroups_path or ""
+    cgroup = manager(env.host, cgroups_path=path, container_id=container_id, systemd=options.systemd_cgroup)
     plan = compile_create(
         read.spec,
         env.host,
