@@ -1,0 +1,16 @@
+"""``state``: the document that the specification describes."""
+
+from __future__ import annotations
+
+import json
+
+from shimd.cli.command import ID_ARGUMENT, Call, Command
+
+COMMAND = Command("output the state of a container", ID_ARGUMENT, least=1, most=1)
+
+
+def run(call: Call) -> int:
+    with call.container() as container:
+        document = call.runtime().state_document(container)
+    call.write(json.dumps(document, indent=2, ensure_ascii=False))
+    return 0
