@@ -15,10 +15,17 @@ RUN_PACKAGES := python3-venv=/usr/share/doc/python3-venv libseccomp2 busybox-sta
 TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc crun=crun shellcheck=shellcheck util-linux=unshare \
 	golang-github-containers-common=/usr/share/containers/seccomp.json
 BENCH_PACKAGES := $(RUN_PACKAGES) runc=runc crun=crun
+# Programs of others that the tests with containerd drive.
+PEER_PACKAGES := containerd=containerd
 LAB_PACKAGES := $(TEST_PACKAGES) user-mode-linux=linux.uml dbus=dbus-daemon apparmor=apparmor_parser iproute2=ip
 
 PYTEST := $(PYTHON) -m pytest
 ROOT_TESTS := tests/kernel tests/container tests/daemon
+# Those under the programs of others, which take longer than they work: they have to wait for each other.
+PEER_TESTS := tests/containerd
+PEERS := $${SHIMD_TEST_CACHE:-/var/cache/shimd-test}/peers
+# Tests that lack it are skipped, with the reason.
+UNFETCHED = echo 'NOT TESTED: what tests/lab/peers could not fetch' >&2
 
 .PHONY: help
 help: ## List these targets
@@ -42,9 +49,10 @@ demo: venv ## Show it: a daemon, a container, an exec, the plan and the timing; 
 
 .PHONY: test
 test: venv ## All tests that run on this machine, with all linters (those that need root are skipped without it)
-	@.ci/tools/need-packages $(TEST_PACKAGES)
+	@.ci/tools/need-packages $(TEST_PACKAGES) $(PEER_PACKAGES)
 	@[[ $$(id -u) != 0 ]] || $(PYTHON) -m tests.support.rootfs
-	@.ci/tools/side-by-side '$(PYTEST) --slow' '$(PYTEST) --slow $(ROOT_TESTS)'
+	@[[ $$(id -u) != 0 ]] || tests/lab/peers "$(PEERS)" containerd-1.7 containerd-2 || $(UNFETCHED)
+	@.ci/tools/side-by-side '$(PYTEST) --slow; $(PYTEST) --slow $(PEER_TESTS)' '$(PYTEST) --slow $(ROOT_TESTS)'
 
 .PHONY: test-unit
 test-unit: venv ## Tests without privileges, and the linters: quick and safe
@@ -64,11 +72,10 @@ test-lab: venv ## Tests in a small virtual machine with cgroup v2 and its contro
 
 .PHONY: test-containerd
 test-containerd: venv ## Tests with stock containerds of three versions, the newer ones fetched once: needs root
-	@.ci/tools/need-packages $(TEST_PACKAGES) containerd=containerd
+	@.ci/tools/need-packages $(TEST_PACKAGES) $(PEER_PACKAGES)
 	@[[ $$(id -u) == 0 ]] || { echo 'make test-containerd: needs root, for containerd' >&2; exit 1; }
-	@tests/lab/peers "$${SHIMD_TEST_CACHE:-/var/cache/shimd-test}/peers" containerd-1.7 containerd-2 || \
-		echo 'make test-containerd: what could not be fetched is not tested'
-	@$(PYTEST) tests/containerd
+	@tests/lab/peers "$(PEERS)" containerd-1.7 containerd-2 || $(UNFETCHED)
+	@$(PYTEST) --slow tests/containerd
 
 .PHONY: lint
 lint: venv ## Linters, formatter and type checker: what tests/repo runs of them

@@ -48,4 +48,5 @@ def _running(version: str) -> Iterator[Containerd]:
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
     """Of a container: that of the test."""
-    return f"{request.node.originalname.removeprefix('test_')[:40].replace('_', '-')}-{os.getpid()}"
+    words = request.node.originalname.removeprefix("test_")[:40].rstrip("_").replace("_", "-")
+    return f"{words}-{os.getpid()}"

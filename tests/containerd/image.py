@@ -48,6 +48,14 @@ def build(folder: Path) -> Path:
     return _write(folder / "busybox.tar", files)
 
 
+def digest(tarball: Path) -> str:
+    """Of the manifest, by which an image is known."""
+    with tarfile.open(tarball) as tar:
+        index = tar.extractfile("index.json")
+        assert index is not None
+        return str(json.load(index)["manifests"][0]["digest"])
+
+
 def _add(blobs: dict[str, bytes], data: bytes, kind: str) -> dict[str, Any]:
     digest = hashlib.sha256(data).hexdigest()
     blobs[digest] = data

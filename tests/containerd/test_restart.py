@@ -21,21 +21,25 @@ def launcher(containerd: Containerd, *arguments: str) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_containers_are_found_again(own_containerd: Containerd, name: str, number: signal.Signals) -> None:
-    ends_later, ends_meanwhile = f"{name}-1", f"{name}-2"
+    ends_later, ends_meanwhile, is_killed = f"{name}-1", f"{name}-2", f"{name}-3"
     own_containerd.detached(ends_later, "sh", "-c", "until test -e /stop; do sleep 0.05; done; sleep 1; exit 5")
-    own_containerd.detached(ends_meanwhile, "sleep", "1000")
+    own_containerd.detached(ends_meanwhile, "sh", "-c", "until test -e /stop; do sleep 0.05; done; exit 6")
+    own_containerd.detached(is_killed, "sleep", "1000")
     before = own_containerd.tasks()
     own_containerd.stop(number)
-    os.kill(before[ends_meanwhile][0], signal.SIGKILL)
-    wait.process_gone(before[ends_meanwhile][0])
+    Path(f"/proc/{before[ends_meanwhile][0]}/root/stop").touch()
+    os.kill(before[is_killed][0], signal.SIGKILL)
+    for container in (ends_meanwhile, is_killed):
+        wait.process_gone(before[container][0])
     own_containerd.start()
     assert own_containerd.tasks()[ends_later] == before[ends_later]
     own_containerd.ctr("tasks", "exec", "--exec-id", "e1", ends_later, "touch", "/stop")
     ends_with(own_containerd, ends_later, 5)
     # From 1.7 on containerd has the shim remove a task that ended meanwhile.
     if ends_meanwhile in own_containerd.tasks():
-        ends_with(own_containerd, ends_meanwhile, 137)
-    for container in (ends_later, ends_meanwhile):
+        ends_with(own_containerd, ends_meanwhile, 6)
+        ends_with(own_containerd, is_killed, 137)
+    for container in (ends_later, ends_meanwhile, is_killed):
         assert container not in own_containerd.tasks()
         own_containerd.ctr("containers", "rm", container)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
+from tests.containerd import image
 from tests.containerd.rig import IS_RUNC, Containerd
 from tests.support.terminal import Terminal
 from tests.support.wait import SECONDS
+
+AWAIT_SIZE = "while test \"$(stty size)\" != '{} {}'; do echo waits; sleep 0.05; done"
 
 
 def test_output_and_exit_code_reach_the_client(containerd: Containerd, name: str) -> None:
@@ -36,6 +41,13 @@ def test_rootfs_of_the_snapshotter_is_writable_and_private(containerd: Container
         assert (done.returncode, done.stdout) == (0, "x\n")
 
 
+def test_rootfs_is_an_overlay_of_the_image_that_was_imported(containerd: Containerd, name: str) -> None:
+    done = containerd.run(name, "grep", " / ", "/proc/mounts", flags=["--rm"])
+    assert re.match(r"overlay / overlay \S*lowerdir=", done.stdout), done.stdout + done.stderr
+    listing = containerd.ctr("images", "ls", f"name=={image.NAME}")
+    assert image.digest(containerd.folder / "busybox.tar") in listing
+
+
 def test_program_that_is_missing_fails_with_its_name_and_leaves_nothing(containerd: Containerd, name: str) -> None:
     done = containerd.run(name, "/no/such/program", flags=["--rm"])
     assert done.returncode != 0
@@ -48,11 +60,14 @@ def test_terminal(containerd: Containerd, name: str) -> None:
     command = containerd.command(*containerd.run_arguments(name, "sh", flags=["--rm", "-t"]))
     with Terminal(command, rows=30, columns=99, env=containerd.environment) as terminal:
         terminal.read_until("# ")
-        terminal.type("stty size; tty\n")
-        assert "30 99" in terminal.read_until("/dev/")
+        # ctr tells the size when the shell runs already.
+        terminal.type(f"{AWAIT_SIZE.format(30, 99)}; tty\n")
+        terminal.read_until("/dev/")
         terminal.resize(40, 111)
-        terminal.type("while test \"$(stty size)\" != '40 111'; do sleep 0.05; done; echo re''sized\n")
-        terminal.read_until("resized")
+        terminal.type(f"{AWAIT_SIZE.format(40, 111)}; echo re''sized\n")
+        # And it begins to listen for changes a moment after that: one that it missed it is told again.
+        while "resized" not in terminal.read_until("\n"):
+            terminal.signal(signal.SIGWINCH)
         terminal.type("exit 5\n")
         assert terminal.process.wait(SECONDS) == 5
 
@@ -96,6 +111,22 @@ def test_metrics(containerd: Containerd, name: str) -> None:
     values = dict(re.findall(r"^(\S+) +(\d+)", text, re.MULTILINE))
     usage = int(values.get("memory.usage_in_bytes") or values["memory.usage"])
     assert 4096 <= usage < 64 << 20, text
+    whole = json.loads(containerd.ctr("tasks", "metrics", "--format", "json", name))
+    assert whole["pids"]["current"] == 1
+    containerd.remove(name)
+
+
+def test_checkpoint_is_refused_and_the_task_goes_on(containerd: Containerd, name: str) -> None:
+    if IS_RUNC:
+        pytest.skip("runc makes checkpoints")
+    containerd.detached(name, "sleep", "1000")
+    before = containerd.tasks()[name]
+    images = containerd.ctr("images", "ls", "-q")
+    done = containerd.try_ctr("tasks", "checkpoint", name)
+    assert done.returncode != 0
+    assert "checkpoint is not supported yet" in done.stderr
+    assert containerd.tasks()[name] == before
+    assert containerd.ctr("images", "ls", "-q") == images
     containerd.remove(name)
 
 

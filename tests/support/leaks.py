@@ -19,6 +19,7 @@ from typing import NamedTuple
 from tests.support import session, wait
 
 SETTLE_SECONDS = 2.0
+_OTHERS = "shimd-test-"  # what the tags of all runs begin with
 SYSTEMD_SUFFIXES = (".service", ".scope", ".slice", ".mount", ".socket", ".swap")
 
 
@@ -92,8 +93,8 @@ def _difference(before: Snapshot, after: Snapshot, scope: Scope) -> list[str]:
         added = sorted(new - old)
         if kind == "cgroups":
             added = [path for path in added if _is_ours(path, scope)]
-        if kind == "files" and not scope.alone:
-            added = [path for path in added if session.TAG in path]
+        if kind == "files":
+            added = [path for path in added if session.TAG in path or (scope.alone and _OTHERS not in path)]
         lines += [f"{kind}: {item}" for item in added]
     return lines
 
@@ -176,7 +177,7 @@ def _is_ours(path: str, scope: Scope) -> bool:
     """
     if session.TAG in path:
         return True
-    if "shimd-test-" in path or path.endswith(SYSTEMD_SUFFIXES):
+    if _OTHERS in path or path.endswith(SYSTEMD_SUFFIXES):
         return False
     try:
         with open(f"{path}/cgroup.procs") as file:
