@@ -50,7 +50,9 @@ _log = logging.getLogger(__name__)
 
 
 class CreateRequest(Record):
-    """``config`` replaces the bundle's config.json; ``terminal`` must then agree with it (None: whatever it says)."""
+    """``config`` replaces the bundle's config.json; ``terminal`` must then agree with it (None: whatever it says).
+    ``followed``: the caller attaches as soon as it has the container, and misses nothing.
+    """
 
     id: str
     bundle: str
@@ -61,12 +63,14 @@ class CreateRequest(Record):
     options: Options = Options()
     gate: bool = True  # wait for Start; without it, the program runs when Create is done
     origin: str = ""  # see Call
+    followed: bool = False
 
 
 class ExecRequest(Record):
     exec_id: str
     process: ProcessSpec
     stdio: StdioPaths = StdioPaths()
+    followed: bool = False  # see CreateRequest
 
 
 class _Made(Record):
@@ -152,6 +156,7 @@ class Lifecycle:
         with self.registry.reserved(namespace, request.id):
             container = Container(namespace, request.id, request.bundle, request.stdio)
             container.rootfs = request.rootfs
+            container.init.followed = request.followed
             name = launch_name(namespace, request.id)
             self._exits.expect(name, partial(self._on_exit, container.init))
             container.init.starting = True
@@ -208,7 +213,7 @@ class Lifecycle:
         init.pid = made.runtime.pid
         init.terminal = made.opened.terminal
         init.timings = made.runtime.timings
-        init.streams = Streams(made.opened, made.runtime.take_console())
+        init.streams = Streams(made.opened, made.runtime.take_console(), followed=init.followed)
         self._watch_oom(container, made.oom_watch)
 
     # ---- start -----------------------------------------------------------------------------------------------------
@@ -246,7 +251,7 @@ class Lifecycle:
         process.launched = launched
         process.pid = launched.pid
         process.timings = launched.timings
-        process.streams = Streams(opened, launched.console_fd)
+        process.streams = Streams(opened, launched.console_fd, followed=process.followed)
 
     def _make_exec(self, process: Process) -> tuple[ExecProcess, OpenStdio]:
         assert process.spec is not None
@@ -290,6 +295,7 @@ class Lifecycle:
         process = Process(container, request.exec_id, request.stdio)
         process.spec = request.process
         process.terminal = request.process.terminal
+        process.followed = request.followed
         container.execs[request.exec_id] = process
         self._announce.exec_added(process)
         return process

@@ -37,8 +37,8 @@ class Process:
     """The first process of a container, or an exec (added, then started)."""
 
     __slots__ = (
-        "container", "exec_id", "exit_held", "exited", "launched", "pid", "spec", "started_at_ns", "starting", "stdio",
-        "streams", "terminal", "timings",
+        "container", "exec_id", "exit_held", "exited", "followed", "launched", "pid", "spec", "started_at_ns",
+        "starting", "stdio", "streams", "terminal", "timings",
     )  # fmt: skip
 
     def __init__(self, container: Container, exec_id: str, stdio: StdioPaths) -> None:
@@ -46,6 +46,7 @@ class Process:
         self.exec_id = exec_id
         self.stdio = stdio
         self.terminal = False
+        self.followed = False  # a client attaches as soon as it runs
         self.spec: ProcessSpec | None = None
         self.pid = 0
         self.started_at_ns = 0

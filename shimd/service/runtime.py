@@ -87,6 +87,7 @@ class RuntimeService:
                 stdio=_stdio(request),
                 options=read_options(request.options),
                 gate=gate,
+                followed=True,
             ),
         )
         process = container.init
@@ -119,7 +120,7 @@ class RuntimeService:
             check_window(request.window.width, request.window.height)
             spec = spec._replace(console_size=ConsoleSize(request.window.height, request.window.width))
         process = self._lifecycle.add_exec(
-            container, ExecRequest(request.exec_id or secrets.token_hex(6), spec, _stdio(request))
+            container, ExecRequest(request.exec_id or secrets.token_hex(6), spec, _stdio(request), followed=True)
         )
         finished = False
         try:

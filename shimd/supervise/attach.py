@@ -2,7 +2,8 @@
 
 While somebody is attached, output is read as fast as the slowest of them takes it. While nobody is, the last
 ``KEPT_BYTES`` are kept for the next one and older ones dropped, so that a process never hangs for want of a client;
-how much was dropped is told.
+how much was dropped is told. A process that runs for a client who is about to attach loses nothing: until then its
+output stays in the pipe.
 """
 
 from __future__ import annotations
@@ -36,8 +37,12 @@ class Chunk(Record):
 class AttachPoint:
     """Owns the reading ends in ``outputs`` (descriptor by stream) and the writing end ``stdin`` (or -1)."""
 
-    def __init__(self, outputs: dict[int, int], stdin: int, ended: Callable[[], None]) -> None:
-        """``ended`` is called when all outputs have come to their end and were taken."""
+    def __init__(
+        self, outputs: dict[int, int], stdin: int, ended: Callable[[], None], *, followed: bool = False
+    ) -> None:
+        """``ended`` is called when all outputs have come to their end and were taken. ``followed``: nothing is read
+        before the first client is there.
+        """
         self._loop = asyncio.get_running_loop()
         self._outputs = {fd: stream for stream, fd in outputs.items()}
         self._stdin = stdin
@@ -51,7 +56,9 @@ class AttachPoint:
         self._reading = False
         self._finished = False
         self._left: dict[int, int] | None = None  # bytes still to be taken from each output, once the process is dead
-        self._resume()
+        self._awaits_client = followed
+        if not followed:
+            self._resume()
 
     def attach(self) -> Attachment:
         """A new client; it gets what was kept first."""
@@ -63,6 +70,8 @@ class AttachPoint:
         self._kept_bytes = self._dropped = 0
         client.at_end = self._finished or not self._outputs
         self._clients.add(client)
+        self._awaits_client = False
+        self.taken()
         return client
 
     def detach(self, client: Attachment) -> None:
@@ -71,6 +80,8 @@ class AttachPoint:
 
     def taken(self) -> None:
         """A client has room again, or is gone."""
+        if self._awaits_client:
+            return
         if not self._reading and self._outputs and all(len(c.chunks) < _QUEUE for c in self._clients):
             self._resume()
             self._sweep()

@@ -19,15 +19,18 @@ _PIPE_NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 
 
 class Streams:
-    """Takes over the descriptors of ``opened``, and ``console`` (the terminal's master, or -1)."""
+    """Takes over the descriptors of ``opened``, and ``console`` (the terminal's master, or -1). ``followed``: a client
+    is about to attach, whose output waits for it.
+    """
 
-    def __init__(self, opened: OpenStdio, console: int) -> None:
+    def __init__(self, opened: OpenStdio, console: int, *, followed: bool = False) -> None:
         opened.close_ends()
         self._loop = asyncio.get_running_loop()
         self._drained: asyncio.Future[None] = self._loop.create_future()
         self._unfinished = 1  # ourselves, until everything is set up
         self._console = console
         self._expired = False
+        self._followed = followed
         self._outputs: list[Relay] = []
         self._input: Relay | None = None
         self._input_keeper = opened.input_keeper
@@ -118,7 +121,7 @@ class Streams:
         if attached or opened.attach_stdin:
             self._unfinished += bool(attached) - len(attached)
             stdin = self._input_target(opened) if opened.attach_stdin else -1
-            self.attach_point = AttachPoint(attached, stdin, self._output_ended)
+            self.attach_point = AttachPoint(attached, stdin, self._output_ended, followed=self._followed)
 
     def _start_input(self, opened: OpenStdio) -> None:
         if opened.input >= 0:

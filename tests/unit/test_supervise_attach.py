@@ -21,9 +21,9 @@ class Harness:
         self.out, self.err, self.stdin = -1, -1, -1
         self.ended = 0
 
-    def open(self) -> AttachPoint:
+    def open(self, *, followed: bool = False) -> AttachPoint:
         (out, self.out), (err, self.err), (self.stdin, stdin) = (os.pipe2(os.O_NONBLOCK) for _ in range(3))
-        return AttachPoint({STDOUT: out, STDERR: err}, stdin, self._count)
+        return AttachPoint({STDOUT: out, STDERR: err}, stdin, self._count, followed=followed)
 
     def _count(self) -> None:
         self.ended += 1
@@ -252,4 +252,31 @@ async def test_process_that_closed_its_input(process: Harness) -> None:
     os.close(process.stdin)
     process.stdin = -1
     await asyncio.wait_for(point.write_stdin(bytes(1_000_000)), SECONDS)
+    point.close()
+
+
+@on_both_loops
+async def test_nothing_is_dropped_for_a_client_that_is_about_to_attach(process: Harness) -> None:
+    point = process.open(followed=True)
+    written = await flood(process.out)
+    await turns()
+    client = point.attach()
+    collecting = asyncio.ensure_future(collect(client))
+    process.end_outputs()
+    chunks = await asyncio.wait_for(collecting, SECONDS)
+    assert sum(chunk.dropped for chunk in chunks) == 0
+    assert len(text(chunks, STDOUT)) == written
+    point.close()
+
+
+@on_both_loops
+async def test_output_of_a_dead_process_waits_for_the_client_that_follows_it(process: Harness) -> None:
+    point = process.open(followed=True)
+    os.write(process.out, b"last words")
+    point.expire()  # others hold the outputs open
+    await turns()
+    assert process.ended == 0
+    chunks = await asyncio.wait_for(collect(point.attach()), SECONDS)
+    assert text(chunks, STDOUT) == b"last words"
+    assert process.ended == 1
     point.close()
