@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import traceback
 from collections.abc import Callable
 
 from shimd.linux.mount import MS_PRIVATE, MS_REC, mount
 from shimd.linux.process import CLONE_NEWNS, clone3
+
+SYS_SETRESUID = {"x86_64": 117, "aarch64": 147}
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+
+
+def become(uid: int) -> None:
+    """setresuid(2) without glibc, which first takes a lock and looks for other threads: after a bare clone3 it believes
+    that the launcher's are here, and one of those may have been ending with the lock held.
+    """
+    number = SYS_SETRESUID[os.uname().machine]
+    if _libc.syscall(number, uid, uid, uid) != 0:
+        raise OSError(ctypes.get_errno(), "setresuid")
 
 
 def run_in_child(function: Callable[[], None], flags: int = 0) -> None:

@@ -14,7 +14,7 @@ from shimd.errors import FailedPrecondition, RuntimeFailure
 from shimd.host.facts import HostFacts, probe
 from shimd.oci.model import BlockIo, Cpu, DeviceRule, HugepageLimit, Memory, Pids, Resources, ThrottleDevice
 from tests.kernel.cgroup_member import OUTSIDE, Member, Way, eat, fork_children, member, reaper, way_into, way_of_exec
-from tests.kernel.child import run_in_child
+from tests.kernel.child import become, run_in_child
 from tests.support import wait
 from tests.support.requires import lack, requires
 from tests.support.session import TAG
@@ -407,7 +407,7 @@ class TestWithoutPermission:
         host = probe()._replace(euid=65534)
 
         def drop() -> None:
-            os.setresuid(65534, 65534, 65534)
+            become(65534)
             check(host)
 
         run_in_child(drop)

@@ -11,7 +11,7 @@ import pytest
 
 from shimd.linux import caps, sched, seccomp
 from shimd.linux.process import clone3, set_keepcaps, set_no_new_privs
-from tests.kernel.child import run_in_child
+from tests.kernel.child import become, run_in_child
 
 ALLOW = struct.pack("=HBBI", 0x06, 0, 0, seccomp.SECCOMP_RET_ALLOW)
 KILL = struct.pack("=HBBI", 0x06, 0, 0, seccomp.SECCOMP_RET_KILL_PROCESS)
@@ -24,7 +24,7 @@ def test_capability_sets() -> None:
         before = caps.capget()
         assert before.effective == before.permitted
         set_keepcaps(1)
-        os.setresuid(1000, 1000, 1000)
+        become(1000)
         assert caps.capget().effective == 0
         caps.capset(caps.CapSets(effective=one, permitted=one, inheritable=one))
         assert caps.capget() == caps.CapSets(one, one, one)
