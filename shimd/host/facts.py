@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 
 from shimd.linux import caps, proc, seccomp
 from shimd.linux.mount import statfs_type
@@ -108,8 +107,10 @@ def _read(path: str) -> str:
 
 
 def _version(release: str) -> tuple[int, int]:
-    found = re.match(r"(\d+)(?:\.(\d+))?", release)
-    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+    """The first two numbers of "6.18.44-fc" and its like; 0 for what is none."""
+    major, _, rest = release.partition(".")
+    minor = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+    return (int(major), int(minor or 0)) if major.isdecimal() else (0, 0)
 
 
 def _in_userns() -> bool:

@@ -65,10 +65,12 @@ def _node_list(value: object) -> str:
 
 
 # The kernel's list format (Documentation/admin-guide/kernel-parameters.rst), as cpuset takes it.
-_CPUSET = re.compile(r"[ \n]*(|\d+(-\d+(:\d+/\d+)?)?)([ \n]*,[ \n]*(|\d+(-\d+(:\d+/\d+)?)?))*[ \n]*", re.ASCII)
+_CPUSET = r"[ \n]*(|\d+(-\d+(:\d+/\d+)?)?)([ \n]*,[ \n]*(|\d+(-\d+(:\d+/\d+)?)?))*[ \n]*"
 
 cpu_list = or_none(Scalar(_cpu_list, ""))
-cpuset = or_none(matching(string, lambda value: _CPUSET.fullmatch(value) is not None, "a list like 0-3,7"))
+cpuset = or_none(
+    matching(string, lambda value: re.fullmatch(_CPUSET, value, re.ASCII) is not None, "a list like 0-3,7")
+)
 access = matching(string, lambda value: value != "" and set(value) <= set("rwm"), "made of the letters r, w and m")
 variable = matching(string, lambda value: value.find("=") > 0, "of the form NAME=value")
 one_word = matching(string, lambda value: len(value.split()) == 1 and "/" not in value, "a name")

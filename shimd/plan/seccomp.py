@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import os
+from _blake2 import blake2b  # hashlib would load OpenSSL
+from _thread import get_ident
 from errno import EEXIST, ENOSYS, EPERM
 from functools import lru_cache
 from importlib import import_module
-from threading import get_ident
 from typing import Any
 
 from shimd.errors import InvalidSpec, Problem, Unimplemented
@@ -26,6 +26,7 @@ from shimd.plan import bpf
 from shimd.records import Record
 
 FORMAT = b"shimd seccomp 1\n"  # to be raised when the same profile compiles to something else
+_DIGEST_SIZE = 32
 BINARY_TREE_FROM = 33  # system calls; libseccomp misbehaves on empty filters, and few rules need no tree
 
 _ACTIONS = {
@@ -283,7 +284,11 @@ def _cache_path(profile: model.Seccomp, cache: str) -> str:
         return ""
     # The flags are not part of the program.
     subject = repr((library, MACHINE, profile._replace(flags=None)))
-    return os.path.join(cache, hashlib.sha256(FORMAT + subject.encode("utf-8", "surrogatepass")).hexdigest())
+    return os.path.join(cache, _digest(FORMAT + subject.encode("utf-8", "surrogatepass")).hex())
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=_DIGEST_SIZE).digest()
 
 
 def _library_identity() -> str:
@@ -304,9 +309,9 @@ def _read_cache(path: str) -> Program | None:
             data = file.read()
     except OSError:
         return None
-    digest, payload = data[: hashlib.sha256().digest_size], data[hashlib.sha256().digest_size :]
+    digest, payload = data[:_DIGEST_SIZE], data[_DIGEST_SIZE:]
     names, zero, code = payload.partition(b"\0")
-    if not zero or digest != hashlib.sha256(path.encode() + payload).digest():
+    if not zero or digest != _digest(path.encode() + payload):
         return None
     return Program(code, tuple(names.decode().split("\n")) if names else ())
 
@@ -319,7 +324,7 @@ def _write_cache(path: str, program: Program) -> None:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             with open(fd, "wb") as file:
-                file.write(hashlib.sha256(path.encode() + payload).digest() + payload)
+                file.write(_digest(path.encode() + payload) + payload)
             os.rename(temporary, path)
         except OSError:
             os.unlink(temporary)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
+from _blake2 import blake2b  # hashlib would load OpenSSL
 
 from shimd.errors import InvalidArgument
 from shimd.host.facts import HostFacts
@@ -16,7 +16,7 @@ from shimd.runtime.state import CONFIG_FILE, read_file
 
 
 class Config(Record):
-    """A valid config.json: its bytes, their SHA-256 in hex, the model, and what validation warns of."""
+    """A valid config.json: its bytes, their BLAKE2b digest in hex, the model, and what validation warns of."""
 
     data: bytes
     digest: str
@@ -37,7 +37,7 @@ def read_config(bundle: str, host: HostFacts, data: bytes | None = None) -> Conf
 
 def _checked(data: bytes, host: HostFacts) -> Config:
     spec = read_spec(data)
-    return Config(data, hashlib.sha256(data).hexdigest(), spec, validate(spec, host))
+    return Config(data, blake2b(data, digest_size=32).hexdigest(), spec, validate(spec, host))
 
 
 _checked_cached = functools.lru_cache(CACHED_DOCUMENTS)(_checked)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import select
 import signal
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from shimd.init.request import Launched, LaunchRequest
-from shimd.keeper.client import KeeperClient
 from shimd.linux.process import pidfd_send_signal
+
+if TYPE_CHECKING:  # a command line has no keeper, and no need of what its client loads
+    from shimd.keeper.client import KeeperClient
 
 __all__ = ["KeeperLauncher", "LaunchRequest", "Launched", "Launcher"]
 
