@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import os
+from _socket import socket
 from errno import EPIPE
 
-from shimd.init.handshake import GO, Failure, encode_failure, encode_sync, encode_warning
+from shimd.init.handshake import (
+    GO,
+    MAPPED,
+    Failure,
+    encode_failure,
+    encode_id_map,
+    encode_sync,
+    encode_warning,
+)
+from shimd.linux import fdpass
 from shimd.linux.proc import open_verified_procfs
 
 
@@ -80,6 +90,20 @@ class Context:
             raise Aborted from e
         if answer != GO:
             raise Aborted
+
+    def ask_id_map(self, tree: int, slot: str, *, recursive: bool) -> int:
+        """Let the runtime give a detached tree the maps of a user namespace; an errno, or 0. Raises Aborted."""
+        channel = socket(fileno=self.channel)
+        try:
+            fdpass.send(channel, encode_id_map(slot, recursive=recursive), [tree])
+            answer = os.read(self.channel, 64)
+        except OSError as e:
+            raise Aborted from e
+        finally:
+            channel.detach()
+        if not answer.startswith(MAPPED):
+            raise Aborted
+        return int(answer[len(MAPPED) :])
 
     def warn(self, text: str) -> None:
         """Only while ``control`` is open: the start gate carries nothing but the outcome."""

@@ -8,6 +8,8 @@
        │                                                             │
        │◀── ("sync", "maps") ─────────────────────────── control ────│ only with a new user namespace
        │ writes uid_map, gid_map      ("go",) ──────────────────────▶│ BecomeRoot, mounts, devices
+       │◀── ("idmap" | "ridmap", slot) + tree ───────────────────────│ for id-mapped mounts
+       │ mount_setattr           ("mapped", errno) ─────────────────▶│
        │◀── ("sync", "hooks") ───────────────────────────────────────│ only with prestart or createRuntime hooks
        │ runs them                    ("go",) ──────────────────────▶│ createContainer hooks, pivot_root
        │◀── ("console",) + pty master ───────────────────────────────│ only with a terminal and no ``console`` slot
@@ -38,6 +40,7 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
+from errno import EINVAL
 
 from shimd.linux import fdpass
 from shimd.records import Record
@@ -46,9 +49,12 @@ MAX_MESSAGE = 32 * 1024
 MAX_TEXT = 16 * 1024  # of an error or warning; hook output is the longest
 STARTED = b"0"
 
+WITH_DESCRIPTOR = ("console", "idmap", "ridmap")
+
 GO = b"go"
 ABORT = b"abort"
 CREATED = b"created"
+MAPPED = b"mapped "
 
 
 class Failure(Record):
@@ -69,8 +75,8 @@ class Failure(Record):
 
 
 class Message(Record):
-    """One message of init: ``kind`` is "sync", "console", "warning", "error", "created", or "eof"; ``text`` the point
-    or the warning.
+    """One message of init: ``kind`` is "sync", "idmap", "ridmap", "console", "warning", "error", "created", or "eof";
+    ``text`` the point, the slot or the warning.
     """
 
     kind: str
@@ -91,6 +97,10 @@ def encode_sync(point: str) -> bytes:
     return _encode("sync", point)
 
 
+def encode_id_map(slot: str, *, recursive: bool) -> bytes:
+    return _encode("ridmap" if recursive else "idmap", slot)
+
+
 def encode_warning(text: str) -> bytes:
     return _encode("warning", text[:MAX_TEXT])
 
@@ -109,7 +119,7 @@ def decode(data: bytes) -> Message:
         return Message("eof")
     try:
         match data.decode("utf-8", "surrogatepass").split("\0"):
-            case ["sync" | "warning" as kind, text]:
+            case ["sync" | "idmap" | "ridmap" | "warning" as kind, text]:
                 return Message(kind, text)
             case ["console" | "created" as kind]:
                 return Message(kind)
@@ -121,8 +131,8 @@ def decode(data: bytes) -> Message:
 
 
 def receive(control: socket) -> Message:
-    """The next message of init; ``fd`` is the pty master of a "console" message, owned by the caller. Honours the
-    socket's timeout.
+    """The next message of init; ``fd`` is the pty master of a "console" message or the tree of an "idmap" or "ridmap",
+    owned by the caller. Honours the socket's timeout.
 
     Raises ProtocolError and OSError (TimeoutError).
     """
@@ -132,10 +142,10 @@ def receive(control: socket) -> Message:
         return Message("eof")
     try:
         message = decode(data)
-        if message.kind != "console":
+        if message.kind not in WITH_DESCRIPTOR:
             return message
         if not fds:
-            raise ProtocolError("console message without a descriptor")
+            raise ProtocolError(f"{message.kind} message without a descriptor")
         return message._replace(fd=fds.pop())
     finally:
         for fd in fds:
@@ -145,6 +155,16 @@ def receive(control: socket) -> Message:
 def go(control: socket) -> None:
     """Let init go on after a "sync" message. Raises BrokenPipeError when init is gone."""
     control.send(GO)
+
+
+def id_map_error(errno: int) -> str:
+    hint = "; the file system may not support id-mapped mounts" if errno == EINVAL else ""
+    return os.strerror(errno) + hint
+
+
+def mapped(errno: int) -> bytes:
+    """The answer to an "idmap" or "ridmap"; 0 is success."""
+    return MAPPED + str(errno).encode()
 
 
 def abort(control: socket) -> None:

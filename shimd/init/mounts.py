@@ -10,6 +10,7 @@ from stat import S_IMODE
 
 from shimd.init.context import Context, StepFailed
 from shimd.init.copyup import copy_tree
+from shimd.init.handshake import id_map_error
 from shimd.init.targets import (
     attach,
     exists_as_directory,
@@ -136,8 +137,10 @@ def apply(tree: int, attr: ops.MountAttr) -> None:
 
 
 def bind(ctx: Context, op: ops.Bind) -> None:
-    tree = ctx.take(op.slot) if op.slot else clone_tree(op.source, recursive=op.recursive)
+    tree = _open_source(ctx, op)
     try:
+        if op.id_map and not op.slot:
+            _map_ids(ctx, tree, op)
         target = open_directory(ctx, op.target) if is_directory(tree) else open_file(ctx, op.target)
         try:
             refuse_proc(ctx, target, source_is_proc=_is_procfs(tree))
@@ -150,6 +153,26 @@ def bind(ctx: Context, op: ops.Bind) -> None:
             os.close(target)
     finally:
         os.close(tree)
+
+
+def _open_source(ctx: Context, op: ops.Bind) -> int:
+    if op.slot:
+        return ctx.take(op.slot)
+    if not op.inside:
+        return clone_tree(op.source, recursive=op.recursive)
+    source = open_in_root(ctx.root, op.source, os.O_PATH)
+    try:
+        flags = AT_EMPTY_PATH | OPEN_TREE_CLONE | (AT_RECURSIVE if op.recursive else 0)
+        return open_tree(source, "", flags)
+    finally:
+        os.close(source)
+
+
+def _map_ids(ctx: Context, tree: int, op: ops.Bind) -> None:
+    """By the runtime: it takes rights over the whole file system, which init in a user namespace has not."""
+    error = ctx.ask_id_map(tree, op.id_map, recursive=op.map_all)
+    if error:
+        raise StepFailed(f"map the ids of {op.source} on {op.target}", error, id_map_error(error))
 
 
 def _is_procfs(tree: int) -> bool:

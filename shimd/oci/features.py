@@ -33,7 +33,7 @@ def features(host: Host, *, version: str, libseccomp: str = "", mount_options: I
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},
             "intelRdt": {"enabled": False},
-            "mountExtensions": {"idmap": {"enabled": False}},
+            "mountExtensions": {"idmap": {"enabled": True}},
             "netDevices": {"enabled": False},
             "memoryPolicy": {
                 "modes": list(values.MEMORY_POLICY_MODES),

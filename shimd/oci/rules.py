@@ -8,13 +8,14 @@ mistake is reported once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from shimd.errors import Problem
-from shimd.oci import hardware
+from shimd.oci import hardware, mappings
 from shimd.oci.fields import pointer, show
-from shimd.oci.model import Device, IdMapping, Mount, Process, Resources, Scheduler, Seccomp, Spec
+from shimd.oci.mappings import is_bind
+from shimd.oci.model import Device, Mount, Process, Resources, Scheduler, Seccomp, Spec
 from shimd.oci.values import rooted, sysctl_path
 from shimd.records import Record
 
@@ -134,11 +135,6 @@ PROC_BINDS = frozenset(
 )
 
 
-def is_bind(mount: Mount) -> bool:
-    """A bind mount by its type or by its options, which win over the type."""
-    return mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
-
-
 def mounts(spec: Spec) -> Problems:
     for number, mount in enumerate(spec.mounts):
         at = f"/mounts/{number}"
@@ -148,12 +144,6 @@ def mounts(spec: Spec) -> Problems:
                 yield Problem(f"{at}/source", "a bind mount needs one")
         elif mount.type is None:
             yield Problem(f"{at}/type", "is required for what is no bind mount")
-        for field, given in (("uidMappings", mount.uid_mappings), ("gidMappings", mount.gid_mappings)):
-            if given:
-                yield Problem(f"{at}/{field}", NOT_YET)
-        for index, option in enumerate(mount.options):
-            if option in ("idmap", "ridmap"):
-                yield Problem(f"{at}/options/{index}", f"{show(option)}: {NOT_YET}")
 
 
 def _destination(mount: Mount) -> Iterator[str]:
@@ -198,61 +188,6 @@ def namespaces(spec: Spec) -> Problems:
         if namespace.type in seen:
             yield Problem(f"/linux/namespaces/{number}/type", f"duplicate namespace {show(namespace.type)}")
         seen.add(namespace.type)
-
-
-def user_namespace(spec: Spec) -> Problems:
-    linux = spec.linux
-    namespace = linux.namespace("user")
-    for field, maps in (("uidMappings", linux.uid_mappings), ("gidMappings", linux.gid_mappings)):
-        if namespace is None and maps:
-            yield Problem(f"/linux/{field}", "given without a user namespace")
-        elif namespace is not None and namespace.path is None and not maps:
-            yield Problem(f"/linux/{field}", "a new user namespace needs them")
-
-
-def id_mappings(spec: Spec) -> Problems:
-    """user_namespaces(7): at most 340 lines, no overlap on either side."""
-    for field, maps in (("uidMappings", spec.linux.uid_mappings), ("gidMappings", spec.linux.gid_mappings)):
-        at = f"/linux/{field}"
-        if len(maps) > 340:
-            yield Problem(at, f"{len(maps)} mappings are more than the kernel's 340")
-            continue
-        for number, mapping in enumerate(maps):
-            yield from (Problem(f"{at}/{number}", text) for text in _id_mapping(mapping, maps[:number]))
-
-
-def _id_mapping(mapping: IdMapping, before: tuple[IdMapping, ...]) -> Iterator[str]:
-    for side, first in (("container", mapping.container_id), ("host", mapping.host_id)):
-        if first + mapping.size > 2**32 - 1:
-            yield f"{side} ids {first} + {mapping.size} go beyond 4294967294"
-    for other in before:
-        for side, one, two in (
-            ("container", mapping.container_id, other.container_id),
-            ("host", mapping.host_id, other.host_id),
-        ):
-            if one < two + other.size and two < one + mapping.size:
-                yield f"{side} ids from {one} overlap with those from {two}"
-
-
-def mapped_ids(spec: Spec) -> Problems:
-    """Root owns what the runtime makes, and the process cannot become an id that does not exist."""
-    linux, user = spec.linux, spec.process.user
-    namespace = linux.namespace("user")
-    if namespace is None or namespace.path is not None or not linux.uid_mappings or not linux.gid_mappings:
-        return
-    for field, maps in (("uidMappings", linux.uid_mappings), ("gidMappings", linux.gid_mappings)):
-        if not _mapped(0, maps):
-            yield Problem(f"/linux/{field}", "root (0) is not mapped")
-    if not _mapped(user.uid, linux.uid_mappings):
-        yield Problem("/process/user/uid", f"cannot set uid to unmapped user {user.uid} in user namespace")
-    groups = [("gid", user.gid), *((f"additionalGids/{n}", gid) for n, gid in enumerate(user.additional_gids))]
-    for field, gid in groups:
-        if not _mapped(gid, linux.gid_mappings):
-            yield Problem(f"/process/user/{field}", f"cannot set gid to unmapped group {gid} in user namespace")
-
-
-def _mapped(number: int, maps: Iterable[IdMapping]) -> bool:
-    return any(mapping.container_id <= number < mapping.container_id + mapping.size for mapping in maps)
 
 
 def time_namespace(spec: Spec) -> Problems:
@@ -357,10 +292,11 @@ def unsupported(spec: Spec) -> Problems:
 SPEC_RULES = (
     Rule(host_names, needs=("/linux/namespaces",)),
     Rule(mounts),
+    Rule(mappings.mapped_mounts, needs=("/linux/namespaces",)),
     Rule(without_mount_namespace, needs=("/linux/namespaces",)),
-    Rule(user_namespace, needs=("/linux/namespaces",)),
-    Rule(id_mappings),
-    Rule(mapped_ids, needs=("/linux/namespaces", "/linux/uidMappings", "/linux/gidMappings")),
+    Rule(mappings.user_namespace, needs=("/linux/namespaces",)),
+    Rule(mappings.id_mappings),
+    Rule(mappings.mapped_ids, needs=("/linux/namespaces", "/linux/uidMappings", "/linux/gidMappings")),
     Rule(sysctls, needs=("/linux/namespaces",)),
     Rule(namespaces),
     Rule(devices),

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from shimd.errors import InvalidSpec, Problem
 from shimd.oci.fields import show
+from shimd.oci.mappings import is_bind, is_id_mapped
 from shimd.oci.model import IdMapping, Process, Resources, Spec
-from shimd.oci.rules import is_bind
 from shimd.oci.values import CAPABILITIES, huge_page_kib, sysctl_path
 
 Problems = Iterator[Problem]
@@ -130,6 +130,14 @@ def rootless_mounts(spec: Spec, host: Host) -> Problems:
             wanted = option.partition("=")[2]
             if maps is not None and wanted.isdecimal() and not _maps(maps, int(wanted)):
                 yield Problem(f"/mounts/{number}/options/{index}", f"{show(option)}: the id is not mapped")
+
+
+def rootless_mapped_mounts(spec: Spec, host: Host) -> Problems:
+    """mount_setattr(2) wants CAP_SYS_ADMIN over the file system itself."""
+    if host.euid != 0:
+        for number, mount in enumerate(spec.mounts):
+            if is_id_mapped(mount):
+                yield Problem(f"/mounts/{number}", "id-mapped mounts are not supported for rootless containers")
 
 
 def _maps(maps: tuple[IdMapping, ...], wanted: int) -> bool:
@@ -250,6 +258,7 @@ PROBLEMS: dict[type, tuple[Rule, ...]] = {
     Process: (rootless_groups, security_labels),
     Spec: (
         rootless_mounts,
+        rootless_mapped_mounts,
         network_sysctls,
         rootless_namespaces,
         kernel_namespaces,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from shimd.errors import InvalidSpec, Problem
 from shimd.host.facts import HostFacts
-from shimd.plan.ops import FinalizeReadonly, Op, Origin, Step, TreeSource
+from shimd.plan.ops import FinalizeReadonly, IdMap, IdMapSource, Op, Origin, Step, TreeSource
+
+IdMaps = tuple[IdMap, ...]
 
 
 class Builder:
@@ -13,6 +15,7 @@ class Builder:
     def __init__(self, host: HostFacts) -> None:
         self.host = host
         self.steps: list[Step] = []
+        self.id_maps: dict[tuple[IdMaps, IdMaps, str], IdMapSource] = {}
         self.trees: list[TreeSource] = []
         self.deferred: list[tuple[FinalizeReadonly, Origin]] = []  # mounts that become read-only at the end
         self.warnings: list[str] = []
@@ -26,6 +29,12 @@ class Builder:
         steps = tuple(self.steps)
         self.steps.clear()
         return steps
+
+    def id_map(self, uid_map: IdMaps, gid_map: IdMaps, path: str) -> str:
+        """The slot of the user namespace with these maps, or of the one at ``path``."""
+        key = (uid_map, gid_map, path)
+        source = self.id_maps.setdefault(key, IdMapSource(f"ids.{len(self.id_maps)}", *key))
+        return source.slot
 
     def warn(self, pointer: Origin, text: str) -> None:
         self.warnings.append(f"{pointer}: {text}")

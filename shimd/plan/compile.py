@@ -53,6 +53,7 @@ def compile_create(spec: model.Spec, host: HostFacts, options: CompileOptions) -
         stage=stage,
         steps=builder.take_steps(),
         namespaces=layout.joined,
+        id_maps=tuple(builder.id_maps.values()),
         trees=tuple(builder.trees),
         uid_map=namespaces.id_maps(spec.linux.uid_mappings) if layout.new & CLONE_NEWUSER else (),
         gid_map=namespaces.id_maps(spec.linux.gid_mappings) if layout.new & CLONE_NEWUSER else (),

@@ -46,6 +46,7 @@ from shimd.linux.mount import (
     MS_SYNCHRONOUS,
     MS_UNBINDABLE,
 )
+from shimd.oci.mappings import ID_MAP_OPTIONS
 from shimd.plan.ops import MountAttr
 from shimd.records import Record
 
@@ -141,13 +142,13 @@ _SUPERBLOCK = (
 _ATIME_MODES = MS_NOATIME | MS_RELATIME | MS_STRICTATIME
 _REMOUNTED = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NOSYMFOLLOW
 
-OPTION_NAMES = tuple(sorted({*_SET, *_CLEAR, *PROPAGATION, *_RECURSIVE, "tmpcopyup"}))
+OPTION_NAMES = tuple(sorted({*_SET, *_CLEAR, *PROPAGATION, *_RECURSIVE, *ID_MAP_OPTIONS, "tmpcopyup"}))
 
 
 class MountOptions(Record):
     """``flags`` and ``cleared`` are MS_* masks of the plain options; ``more`` are the propagation and recursive
     options, in the order in which they are applied; ``data`` goes to the file system, ``first_data`` is the index of
-    its first option or -1.
+    its first option or -1. ``map_all``: the ids of all mounts of the tree are mapped, not just those of its top.
     """
 
     flags: int
@@ -156,6 +157,7 @@ class MountOptions(Record):
     data: tuple[str, ...]
     first_data: int
     copy_up: bool
+    map_all: bool
 
 
 @lru_cache(maxsize=1024)
@@ -164,6 +166,7 @@ def parse_options(options: tuple[str, ...]) -> MountOptions:
     propagation: list[MountAttr] = []
     data: list[str] = []
     first_data = -1
+    map_all = False
     for index, option in enumerate(options):
         if option in _SET:
             flags |= _SET[option]
@@ -178,6 +181,8 @@ def parse_options(options: tuple[str, ...]) -> MountOptions:
             recursive_set = recursive_set & ~mask | value
             # Setting an access time mode needs the whole field cleared, see mount_setattr(2).
             recursive_clear = recursive_clear & ~mask | (mask if mask == MOUNT_ATTR__ATIME else mask & ~value)
+        elif option in ID_MAP_OPTIONS:
+            map_all = option == "ridmap"
         elif option != "tmpcopyup" and option:
             data += _split(option)
             first_data = index if first_data < 0 else first_data
@@ -189,6 +194,7 @@ def parse_options(options: tuple[str, ...]) -> MountOptions:
         tuple(data),
         first_data,
         "tmpcopyup" in options,
+        map_all,
     )
 
 

@@ -21,7 +21,7 @@ from shimd.linux.mount import (
     MS_REMOUNT,
 )
 from shimd.oci import model
-from shimd.oci.rules import is_bind
+from shimd.oci.mappings import is_bind, is_id_mapped
 from shimd.oci.values import rooted
 from shimd.plan import ops
 from shimd.plan.builder import Builder
@@ -33,6 +33,7 @@ from shimd.plan.mount_options import (
     remount_attr,
     superblock_options,
 )
+from shimd.plan.namespaces import id_maps
 from shimd.plan.options import CompileOptions
 
 # The kernel knows no context= for these; mqueue takes the label as an attribute of its root instead.
@@ -45,13 +46,14 @@ class MountCompiler:
     def __init__(self, builder: Builder, spec: model.Spec, options: CompileOptions, *, pass_trees: bool) -> None:
         self._builder = builder
         self._options = options
+        self._linux = spec.linux
         self._label = spec.linux.mount_label or ""
         self._cgroup_namespace = spec.linux.namespace("cgroup") is not None
         self._pass_trees = pass_trees
 
     def add(self, index: int, mount: model.Mount) -> None:
         origin = f"/mounts/{index}"
-        target = rooted(mount.destination)
+        target = self._inside(rooted(mount.destination)) or rooted(mount.destination)
         options = parse_options(mount.options)
         if is_bind(mount):
             self._add_bind(index, origin, target, mount, options)
@@ -72,24 +74,43 @@ class MountCompiler:
             self._builder.refuse(f"{origin}/options", "tmpcopyup is for a tmpfs, not for a bind mount")
             return
         source = posixpath.normpath(posixpath.join(self._options.bundle, mount.source or ""))
+        inside = self._inside(source)
         recursive = bool(options.flags & MS_REC)
+        id_map = self._id_map(mount) if is_id_mapped(mount) else ""
         slot = ""
-        if self._pass_trees:
+        if self._pass_trees and not inside:
             slot = f"mount.{index}"
-            self._builder.trees.append(ops.TreeSource(slot, source, recursive))
+            self._builder.trees.append(ops.TreeSource(slot, source, recursive, id_map, options.map_all))
         self._builder.add(
             ops.Bind(
                 target,
-                source,
+                inside or source,
                 slot,
                 recursive,
                 bool(options.flags & ~(MS_BIND | MS_REC | MS_REMOUNT) or options.cleared),
                 remount_attr(options.flags),
                 cleared_attributes(options.cleared),
                 options.more,
+                bool(inside),
+                id_map,
+                options.map_all,
             ),
             origin,
         )
+
+    def _inside(self, path: str) -> str:
+        """A host's path as the container has it; "" when it is not in the rootfs."""
+        prefix = self._options.rootfs.rstrip("/")
+        return path[len(prefix) :] if prefix and path.startswith(prefix + "/") else ""
+
+    def _id_map(self, mount: model.Mount) -> str:
+        """The mount's own maps, else those of the container."""
+        mapped: model.Mount | model.Linux = mount if mount.uid_mappings else self._linux
+        namespace = self._linux.namespace("user")
+        path = namespace.path if namespace is not None and mapped is self._linux else None
+        if path is not None:
+            return self._builder.id_map((), (), path)
+        return self._builder.id_map(id_maps(mapped.uid_mappings), id_maps(mapped.gid_mappings), "")
 
     def _add_remount(self, origin: str, target: str, options: MountOptions) -> None:
         superblock = superblock_options(options.flags)

@@ -9,7 +9,8 @@ Slots used: ``stdin`` ``stdout`` ``stderr`` (the process's stdio when there is n
 to the runtime, see ``shimd.init.handshake``), ``start`` (listening unix socket that ``start`` connects to), ``console``
 (unix stream socket of --console-socket, absent: the pty master goes over ``control``), ``cgroup.N`` (a cgroup.procs
 file open for writing), ``ns.N`` (nsfs files), ``init`` (pidfd of the container's init, for exec), ``rootfs`` and
-``mount.N`` (detached mount trees opened by the runtime, for user namespaces), ``preserve.N`` (passed to the program as
+``mount.N`` (detached mount trees opened by the runtime, for user namespaces), ``ids.N`` (user namespaces of id-mapped
+mounts, which are the runtime's alone), ``preserve.N`` (passed to the program as
 descriptor 3+N).
 """
 
@@ -424,12 +425,27 @@ class Rlimit(Record):
     hard: int
 
 
+class IdMapSource(Record):
+    """A user namespace for id-mapped mounts, which the runtime makes with these maps, or opens at ``path``. It stays
+    with the runtime.
+    """
+
+    slot: str
+    uid_map: tuple[IdMap, ...]
+    gid_map: tuple[IdMap, ...]
+    path: str
+
+
 class TreeSource(Record):
-    """A mount tree that the runtime opens (open_tree, OPEN_TREE_CLONE) and passes as ``slot``."""
+    """A mount tree that the runtime opens (open_tree, OPEN_TREE_CLONE) and passes as ``slot``; ``id_map`` and
+    ``map_all`` as in Bind.
+    """
 
     slot: str
     path: str
     recursive: bool
+    id_map: str = ""
+    map_all: bool = False
 
 
 class NamespaceFile(Record):
@@ -445,7 +461,7 @@ class Plan(Record):
     process before the clone (joining pid, time and user namespaces that only children enter), empty for the usual
     container.
 
-    The runtime, not init, does: ``trees``, ``namespaces`` (open), ``uid_map`` and ``gid_map`` (at "maps"),
+    The runtime, not init, does: ``namespaces``, ``id_maps``, ``trees`` (open), ``uid_map`` and ``gid_map`` (at "maps"),
     ``hooks_prestart`` (prestart, then createRuntime, at "hooks"), ``rlimits`` (prlimit at "ready"), cgroups
     (shimd.cgroups).
     """
@@ -454,6 +470,7 @@ class Plan(Record):
     stage: tuple[Step, ...]
     steps: tuple[Step, ...]
     namespaces: tuple[NamespaceFile, ...] = ()
+    id_maps: tuple[IdMapSource, ...] = ()
     trees: tuple[TreeSource, ...] = ()
     uid_map: tuple[IdMap, ...] = ()
     gid_map: tuple[IdMap, ...] = ()

@@ -141,6 +141,8 @@ class Remount(Record):
 class Bind(Record):
     """open_tree(OPEN_TREE_CLONE) of ``source`` (or the tree in ``slot``), mount_setattr, move_mount onto ``target``.
 
+    ``inside``: ``source`` is a path in the rootfs, where earlier mounts are. ``id_map`` is the slot of the user
+    namespace whose maps the mount gets, or with ``map_all`` each mount of the tree; a tree in a slot has them already.
     The mount point is made (directory 0755 or file 0644, like the source) when it is missing. ``remount`` tells that
     the options ask for flags: then flags not listed are cleared as MS_REMOUNT|MS_BIND does, with a retry that keeps the
     source's locked flags on EPERM, unless they are in ``explicit_clear`` (MOUNT_ATTR_*). ``attr`` is applied before the
@@ -155,11 +157,16 @@ class Bind(Record):
     attr: MountAttr
     explicit_clear: int
     more: tuple[MountAttr, ...]
+    inside: bool = False
+    id_map: str = ""
+    map_all: bool = False
 
     def describe(self) -> str:
         kept = MountAttr(0, 0, 0, recursive=False)
         how = "bind recursively" if self.recursive else "bind"
-        return f"{how} {self.source} on {self.target}{_options(self.attr if self.remount else kept, self.more)}"
+        source = f"{self.source} of the rootfs" if self.inside else self.source
+        ids = f", ids {'of all ' * self.map_all}as in {self.id_map}" if self.id_map else ""
+        return f"{how} {source} on {self.target}{_options(self.attr if self.remount else kept, self.more)}{ids}"
 
 
 class MountCgroup1(Record):

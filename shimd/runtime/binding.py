@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, SOCK_STREAM, socket, socketpair
 from collections.abc import Iterable
 
 from shimd.errors import InvalidArgument, RuntimeFailure
 from shimd.linux import mount
-from shimd.linux.process import NAMESPACE_FILES, namespace_type
 from shimd.plan.ops import NamespaceFile, TreeSource
+from shimd.runtime.idmaps import IdMaps
 from shimd.runtime.model import CreateOptions, ExecOptions, Stdio
+from shimd.runtime.namespaces import open_namespace
 from shimd.runtime.state import START_SOCKET, StateDir
 
 
@@ -79,15 +79,18 @@ class Slots:
     def add_namespaces(self, files: Iterable[NamespaceFile]) -> None:
         """Raises InvalidArgument for a path that is not a namespace of the wanted type."""
         for file in files:
-            self.own(file.slot, _open_namespace(file))
+            self.own(file.slot, open_namespace(file))
 
-    def add_trees(self, trees: Iterable[TreeSource]) -> None:
+    def add_trees(self, trees: Iterable[TreeSource], id_maps: IdMaps) -> None:
         for tree in trees:
             flags = mount.OPEN_TREE_CLONE | (mount.AT_RECURSIVE if tree.recursive else 0)
             try:
-                self.own(tree.slot, mount.open_tree(mount.AT_FDCWD, tree.path, flags))
+                fd = mount.open_tree(mount.AT_FDCWD, tree.path, flags)
             except OSError as error:
                 raise RuntimeFailure(f"open mount source {tree.path}: {error.strerror}") from error
+            self.own(tree.slot, fd)
+            if tree.id_map:
+                id_maps.apply(fd, tree)
 
     def add_control(self) -> socket:
         """The runtime's end of a new control socket; the caller closes it."""
@@ -103,23 +106,3 @@ class Slots:
         gate.bind(f"/proc/self/fd/{directory.fd}/{START_SOCKET}")
         gate.listen(1)
         gate.detach()
-
-
-def _open_namespace(file: NamespaceFile) -> int:
-    kind = NAMESPACE_FILES[file.type]
-    try:
-        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise InvalidArgument(f"join {kind} namespace {file.path}: {error.strerror}") from error
-    try:
-        found = namespace_type(fd)
-    except OSError as error:
-        os.close(fd)
-        if error.errno not in (errno.ENOTTY, errno.EINVAL, errno.EBADF):
-            raise
-        raise InvalidArgument(f"join {kind} namespace {file.path}: not a namespace") from error
-    if found != file.type:
-        os.close(fd)
-        other = NAMESPACE_FILES.get(found, str(found))
-        raise InvalidArgument(f"join {kind} namespace {file.path}: it is a {other} namespace")
-    return fd

@@ -23,6 +23,7 @@ from shimd.plan.rootfs import hook_specs
 from shimd.runtime import binding, hooks, rootfs
 from shimd.runtime.bundle import find_rootfs, read_config
 from shimd.runtime.dialogue import InitDied, Outcome, converse
+from shimd.runtime.idmaps import IdMaps
 from shimd.runtime.launch import Launched, LaunchRequest
 from shimd.runtime.model import Container, CreateOptions, Environment, Phases, Stdio, launch_name
 from shimd.runtime.process import cgroup_view, error_text, hook_state, set_rlimits, was_oom_killed, write_maps
@@ -103,7 +104,7 @@ class _Creation:
         self.phases.mark("read")
         self.cgroup = self.make_cgroup()
         self.phases.mark("cgroup")
-        with binding.Slots() as slots:
+        with binding.Slots() as slots, IdMaps(self.env.launcher, self.name) as self.id_maps:
             self.plan = self.compile(slots)
             self.phases.mark("compile")
             control = self.bind(slots)
@@ -166,7 +167,8 @@ class _Creation:
         """Everything that the plan names by slot; returns the runtime's end of the control socket."""
         slots.add_process(self.stdio, self.options)
         slots.add_namespaces(self.plan.namespaces)
-        slots.add_trees(self.plan.trees)
+        self.id_maps.open(self.plan.id_maps)
+        slots.add_trees(self.plan.trees, self.id_maps)
         if self.options.gate:
             slots.add_start_gate(self.directory)
         return slots.add_control()
@@ -201,7 +203,13 @@ class _Creation:
 
     def talk(self, control: socket) -> Outcome:
         try:
-            outcome = converse(control, self.launched.pidfd, self.on_sync, gate=self.options.gate)
+            outcome = converse(
+                control,
+                self.launched.pidfd,
+                self.on_sync,
+                gate=self.options.gate,
+                map_ids=self.id_maps.answer,
+            )
         except InitDied as error:
             if was_oom_killed(self.cgroup):
                 raise RuntimeFailure("container init was OOM-killed (memory limit too low?)") from error

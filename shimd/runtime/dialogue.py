@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from _socket import socket
@@ -38,19 +39,41 @@ class InitDied(RuntimeFailure):
         self.after = after
 
 
-def converse(control: socket, pidfd: int, on_sync: Callable[[str], None], *, gate: bool) -> Outcome:
+MapIds = Callable[[handshake.Message], int]
+
+
+def _no_maps(message: handshake.Message) -> int:
+    return errno.EINVAL
+
+
+def converse(
+    control: socket,
+    pidfd: int,
+    on_sync: Callable[[str], None],
+    *,
+    gate: bool,
+    map_ids: MapIds = _no_maps,
+) -> Outcome:
     """Answer init until it waits at the start ``gate``, or without one has executed the program.
 
-    ``on_sync`` does the runtime's part at "maps", "hooks" and "ready". Raises InitFailed, InitDied, or what
-    ``on_sync`` raises, with a received console closed; the process is then the caller's to kill.
+    ``on_sync`` does the runtime's part at "maps", "hooks" and "ready", ``map_ids`` at "idmap" and "ridmap", whose
+    descriptor stays with this function; it returns an errno or 0. Raises InitFailed, InitDied, or what they raise,
+    with a received console closed; the process is then the caller's to kill.
     """
     talk = _Talk(control, pidfd, gate=gate)
     try:
-        return talk.run(on_sync)
+        return talk.run(on_sync, map_ids)
     except BaseException:
         if talk.console >= 0:
             os.close(talk.console)
         raise
+
+
+def _and_close(message: handshake.Message, map_ids: MapIds) -> int:
+    try:
+        return map_ids(message)
+    finally:
+        os.close(message.fd)
 
 
 class _Talk:
@@ -65,13 +88,15 @@ class _Talk:
         self.poller.register(control, select.POLLIN)
         self.poller.register(pidfd, select.POLLIN)
 
-    def run(self, on_sync: Callable[[str], None]) -> Outcome:
+    def run(self, on_sync: Callable[[str], None], map_ids: MapIds) -> Outcome:
         while True:
             message = self._next()
             if message.kind == "sync":
                 self.reached = message.text
                 on_sync(message.text)
-                self._go()
+                self._answer(handshake.GO)
+            elif message.kind in ("idmap", "ridmap"):
+                self._answer(handshake.mapped(_and_close(message, map_ids)))
             elif message.kind == "warning":
                 self.warnings.append(message.text)
             elif message.kind == "console":
@@ -93,10 +118,10 @@ class _Talk:
         except handshake.ProtocolError as error:
             raise RuntimeFailure(f"handshake with init: {error}") from error
 
-    def _go(self) -> None:
+    def _answer(self, data: bytes) -> None:
         # A failure means that init is dead; what it said last is still to be read.
         with suppress(BrokenPipeError, ConnectionResetError):
-            handshake.go(self.control)
+            self.control.send(data)
 
     def _keep_console(self, fd: int) -> None:
         if self.console >= 0:

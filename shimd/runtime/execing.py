@@ -103,8 +103,6 @@ class _Execution:
     def bind(self, slots: binding.Slots) -> socket:
         slots.lend("init", self.container.live_pidfd())
         slots.add_process(self.stdio, self.options)
-        slots.add_namespaces(self.plan.namespaces)
-        slots.add_trees(self.plan.trees)
         return slots.add_control()
 
     def launch(self, slots: binding.Slots) -> Launched:

@@ -20,8 +20,12 @@ def write_maps(launched: Launched, plan: Plan) -> None:
     """uid_map, gid_map and setgroups of a new user namespace; each takes one write(2) in all its life."""
     if plan.deny_setgroups:
         _write_proc(launched, "setgroups", b"deny")
-    _write_proc(launched, "gid_map", _map_lines(plan.gid_map))
-    _write_proc(launched, "uid_map", _map_lines(plan.uid_map))
+    write_id_maps(launched, plan.uid_map, plan.gid_map)
+
+
+def write_id_maps(launched: Launched, uid_map: Iterable[IdMap], gid_map: Iterable[IdMap]) -> None:
+    _write_proc(launched, "gid_map", _map_lines(gid_map))
+    _write_proc(launched, "uid_map", _map_lines(uid_map))
 
 
 def _map_lines(maps: Iterable[IdMap]) -> bytes:

@@ -15,6 +15,8 @@ FAILURE = Failure(3, "Mount", "/mounts/0", "mount tmpfs on /x", 22, "Invalid arg
 def test_messages_survive_the_way() -> None:
     assert handshake.decode(handshake.encode_sync("ready")) == Message("sync", "ready")
     assert handshake.decode(handshake.encode_warning("careful")) == Message("warning", "careful")
+    assert handshake.decode(handshake.encode_id_map("ids.0", recursive=False)) == Message("idmap", "ids.0")
+    assert handshake.decode(handshake.encode_id_map("ids.1", recursive=True)) == Message("ridmap", "ids.1")
     assert handshake.decode(handshake.CREATED) == Message("created")
     assert handshake.decode(handshake.encode_failure(FAILURE)) == Message("error", "Invalid argument", FAILURE)
     assert handshake.decode(b"") == Message("eof")

@@ -157,7 +157,25 @@ def test_good_mounts(mount: dict[str, Any]) -> None:
         ({"destination": "/x", "options": ["bind"]}, "/mounts/0/source: a bind mount needs one"),
         (
             {"destination": "/x", "type": "bind", "source": "/x", "options": ["ro", "ridmap"]},
-            '/mounts/0/options/1: "ridmap": not supported yet',
+            "/mounts/0: id-mapped mounts must have both uid and gid mappings specified",
+        ),
+        (
+            {"destination": "/x", "type": "bind", "source": "/x", "uidMappings": [MAP]},
+            "/mounts/0: id-mapped mounts must have both uid and gid mappings specified",
+        ),
+        (
+            {"destination": "/x", "type": "tmpfs", "uidMappings": [MAP], "gidMappings": [MAP]},
+            "/mounts/0: id-mapped mounts are only supported for bind-mounts",
+        ),
+        (
+            {
+                "destination": "/x",
+                "type": "bind",
+                "source": "/x",
+                "uidMappings": [MAP],
+                "gidMappings": [MAP, MAP | {"containerID": 2000}],
+            },
+            "/mounts/0/gidMappings/1: host ids from 100000 overlap with those from 100000",
         ),
     ],
 )
@@ -176,6 +194,15 @@ def test_without_a_mount_namespace() -> None:
         "/linux/readonlyPaths",
         "/linux/rootfsPropagation",
     ]
+
+
+def test_maps_of_a_mount_may_be_those_of_the_container() -> None:
+    spec = user_namespace(uidMappings=[MAP], gidMappings=[MAP])
+    spec["mounts"] = [{"destination": "/x", "type": "bind", "source": "/x", "options": ["idmap"]}]
+    assert problems(spec) == []
+    spec["mounts"][0]["gidMappings"] = [MAP]
+    (problem,) = problems(spec)
+    assert problem == "/mounts/0: id-mapped mounts must have both uid and gid mappings specified"
 
 
 # ---- namespaces ------------------------------------------------------------------------------------------------------
@@ -370,8 +397,6 @@ def test_swap_of_update_may_rely_on_the_old_limit() -> None:
 
 def test_what_is_not_supported_yet_is_refused_by_name() -> None:
     assert problems(every_field()) == [
-        "/mounts/1/uidMappings: not supported yet",
-        "/mounts/1/gidMappings: not supported yet",
         "/linux/netDevices: not supported yet",
         "/linux/seccomp/listenerPath: not supported yet",
         "/linux/seccomp/listenerMetadata: not supported yet",

@@ -341,6 +341,35 @@ def test_init_and_validation_agree_on_what_is_mountable_inside_proc() -> None:
     assert ops.PROC_FILES == PROC_BINDS
 
 
+MAP = [{"containerID": 0, "hostID": 100000, "size": 10}]
+
+
+def test_a_mount_inside_of_the_rootfs_by_its_path_on_the_host() -> None:
+    bind = bind_of("bind", source="rootfs/a/../b")
+    assert (bind.source, bind.inside) == ("/b", True)
+    bind = bind_of("bind", source="/bundle/rootfs2/b")
+    assert (bind.source, bind.inside) == ("/bundle/rootfs2/b", False)
+    entry = {"destination": "/bundle/rootfs/x", "source": "/src", "options": ["bind"]}
+    assert [op.target for op in of_type(create(document(entry)), ops.Bind)] == ["/x"]
+    assert [op.target for op in of_type(create(document(entry), rootfs="/"), ops.Bind)] == ["/bundle/rootfs/x"]
+
+
+@pytest.mark.parametrize(("options", "everywhere"), [((), False), (("ridmap", "idmap"), False), (("ridmap",), True)])
+def test_maps_of_a_mount(options: tuple[str, ...], *, everywhere: bool) -> None:
+    bind = bind_of("rbind", *options, uidMappings=MAP, gidMappings=MAP)
+    assert (bind.id_map, bind.map_all) == ("ids.0", everywhere)
+    assert bind.describe().endswith(f", ids {'of all ' * everywhere}as in ids.0")
+
+
+def test_the_runtime_maps_what_it_opens() -> None:
+    config = document({"destination": "/x", "source": "/src", "options": ["bind", "ridmap"]}, namespaces=("user",))
+    config["linux"] |= {"uidMappings": MAP, "gidMappings": MAP}
+    plan = create(config)
+    one = (ops.IdMap(0, 100000, 10),)
+    assert plan.id_maps == (ops.IdMapSource("ids.0", one, one, ""),)
+    assert plan.trees[1] == ops.TreeSource("mount.0", "/src", recursive=False, id_map="ids.0", map_all=True)
+
+
 def test_every_option_is_told_from_data() -> None:
     known = [
         *["async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion", "lazytime", "loud"],
@@ -349,7 +378,7 @@ def test_every_option_is_told_from_data() -> None:
         *["strictatime", "suid", "symfollow", "sync", "private", "rprivate", "shared", "rshared", "slave", "rslave"],
         *["unbindable", "runbindable", "rro", "rrw", "rnosuid", "rsuid", "rnodev", "rdev", "rnoexec", "rexec"],
         *["rnodiratime", "rdiratime", "rrelatime", "rnorelatime", "rnoatime", "ratime", "rstrictatime"],
-        *["rnostrictatime", "rnosymfollow", "rsymfollow", "tmpcopyup"],
+        *["rnostrictatime", "rnosymfollow", "rsymfollow", "tmpcopyup", "idmap", "ridmap"],
     ]
     parsed = parse_options(tuple(known))
     assert (parsed.data, parsed.first_data) == ((), -1)

@@ -33,6 +33,9 @@ OPERATIONS: list[ops.Op] = [
     ops.Bind(
         *("/t", "/s", "slot", True, False, ops.MountAttr(1, 2, 3, recursive=False), 4),
         (ops.MountAttr(0, 0, 1, recursive=True), ops.MountAttr(5, 6, 0, recursive=True)),
+        inside=True,
+        id_map="ids.0",
+        map_all=True,
     ),
     ops.MountCgroup1(
         *("/c", (("cpu", "cgroup", "cpu", ""),), (("a", "b"),), ops.MountAttr(1, 0, 0, recursive=False)),
@@ -97,7 +100,7 @@ def test_the_layout_of_this_version() -> None:
     """
     records: list[tuple[int, Any]] = [*wire.OPCODES.items(), (0, ops.MountAttr), (0, ops.HookSpec)]
     layout = ";".join(f"{code} {record.__name__} {','.join(record._fields)}" for code, record in records)
-    assert (wire.WIRE_VERSION, hashlib.sha256(layout.encode()).hexdigest()[:16]) == (1, "9be4642b89896442")
+    assert (wire.WIRE_VERSION, hashlib.sha256(layout.encode()).hexdigest()[:16]) == (1, "9e8a5903b4bb2949")
 
 
 def test_equal_plans_are_equal_bytes() -> None:

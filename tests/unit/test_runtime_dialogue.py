@@ -89,6 +89,23 @@ def test_warnings_and_the_console_are_handed_on(init: Init) -> None:
     os.close(master)
 
 
+def test_a_tree_is_mapped_and_closed_and_init_told_how_that_went(init: Init) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def map_ids(message: handshake.Message) -> int:
+        os.fstat(message.fd)
+        asked.append((message.kind, message.text))
+        return 22 if message.text == "ids.1" else 0
+
+    for slot, recursive in (("ids.0", False), ("ids.1", True)):
+        with open("/dev/null", "rb") as tree:
+            fdpass.send(init.end, handshake.encode_id_map(slot, recursive=recursive), [tree.fileno()])
+    init.says(READY, handshake.CREATED)
+    converse(init.control, init.pidfd, init.points.append, gate=True, map_ids=map_ids)
+    assert asked == [("idmap", "ids.0"), ("ridmap", "ids.1")]
+    assert init.answers() == [handshake.mapped(0), handshake.mapped(22), handshake.GO]
+
+
 def test_a_failure_names_step_field_attempt_and_cause(init: Init) -> None:
     init.says(handshake.encode_failure(FAILURE))
     with pytest.raises(InitFailed) as caught:
@@ -127,7 +144,7 @@ def test_a_dead_init_is_noticed_while_a_descendant_keeps_the_socket(init: Init) 
     os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("message", [b"x", b"sync", b"1", handshake.encode_console()])
+@pytest.mark.parametrize("message", [b"x", b"sync", b"1", handshake.encode_console(), b"idmap\0ids.0"])
 def test_nonsense_is_an_error_and_no_crash(init: Init, message: bytes) -> None:
     init.says(message)
     with pytest.raises(RuntimeFailure, match="handshake with init"):
