@@ -49,12 +49,12 @@ class CgroupManager(Protocol):
     def close(self) -> None:
         """Descriptors that create() opened and open_procs() has not handed over."""
 
-    def exec_cgroup_fd(self, init_pid: int, sub: str = "") -> int:
-        """As cgroup_fd for a further process, in the sub-cgroup ``sub`` or where init really is when ours cannot
-        take it.
+    def exec_cgroup_fd(self, init_pid: int, subs: Mapping[str, str] = {}) -> int:
+        """As cgroup_fd for a further process, in a sub-cgroup or where init really is when ours cannot take it.
+        ``subs`` are relative to the container's cgroup, by controller, or one for all by "".
         """
 
-    def exec_procs(self, init_pid: int, sub: str = "") -> list[int]:
+    def exec_procs(self, init_pid: int, subs: Mapping[str, str] = {}) -> list[int]:
         """As open_procs, in the same way."""
 
     def apply(self, pid: int) -> None:

@@ -47,10 +47,10 @@ def relative_path(cgroups_path: str, container_id: str, own_path: str) -> str:
 
 
 def sub_path(group: Group, sub: str) -> str:
-    """A cgroup below the container's, for exec. Raises InvalidArgument when it is not below."""
-    if ".." in sub.split("/") or not clean(sub):
+    """The container's cgroup ("/") or one below it, for exec. Raises InvalidArgument for any other."""
+    if ".." in sub.split("/"):
         raise InvalidArgument(f"bad sub cgroup path: {sub}")
-    return f"{group.path}/{clean(sub)}"
+    return f"{group.path}/{clean(sub)}".rstrip("/")
 
 
 def reachable(path: str) -> str:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterator, Mapping
 from errno import EBUSY
 
 from shimd.cgroups import devices, files, freezer, kill, oom, resources_v1, stats, stats_v1, update
 from shimd.cgroups.files import NO_PERMISSION, Directory, Write, open_directory
 from shimd.cgroups.place import Group, groups_to_state, reachable, sub_path
 from shimd.cgroups.view import View, view_v1
-from shimd.errors import FailedPrecondition, RuntimeFailure
+from shimd.errors import FailedPrecondition, InvalidArgument, RuntimeFailure
 from shimd.linux import proc
 from shimd.oci.model import Resources
 
@@ -178,30 +179,39 @@ class V1Manager:
         """The unified hierarchy of a hybrid system has no ``tasks``: its process is born there."""
         return self.exec_cgroup_fd(0)
 
-    def exec_procs(self, init_pid: int, sub: str = "") -> list[int]:
-        return self._open_tasks(self._exec_paths(init_pid, sub))
+    def exec_procs(self, init_pid: int, subs: Mapping[str, str] = {}) -> list[int]:
+        return self._open_tasks(self._exec_paths(init_pid, subs))
 
-    def exec_cgroup_fd(self, init_pid: int, sub: str = "") -> int:
+    def exec_cgroup_fd(self, init_pid: int, subs: Mapping[str, str] = {}) -> int:
         unified = self._find("")
         if unified is None:
             return -1
-        path = self._exec_paths(init_pid, sub).get(unified.mount, unified.path)
+        path = self._exec_paths(init_pid, subs).get(unified.mount, unified.path)
         try:
             return files.open_beneath(unified.mount, path)
         except OSError as err:
             raise files.open_error("enter the cgroup", err) from err
 
-    def _exec_paths(self, init_pid: int, sub: str) -> dict[str, str]:
+    def _exec_paths(self, init_pid: int, subs: Mapping[str, str]) -> dict[str, str]:
         """Paths by mount, where they are not the container's own: a sub-cgroup, or where init is when ours was
         taken away.
         """
-        if sub:
-            return {group.mount: sub_path(group, sub) for group in self._groups}
+        if "" in subs:
+            return {group.mount: sub_path(group, subs[""]) for group in self._groups}
+        if subs:
+            return {group.mount: sub_path(group, sub) for group, sub in self._by_controller(subs)}
         gone = [group for group in self._groups if not os.path.isdir(group.directory)]
         if not gone:
             return {}
         found = proc.cgroup_paths(init_pid)
         return {group.mount: reachable(found.get(",".join(group.controllers), "")) for group in gone}
+
+    def _by_controller(self, subs: Mapping[str, str]) -> Iterator[tuple[Group, str]]:
+        for controller, sub in subs.items():
+            group = next((group for group in self._groups if controller in group.controllers), None)
+            if group is None:
+                raise InvalidArgument(f"unknown controller {controller} in sub cgroup paths")
+            yield group, sub
 
     def _open_tasks(self, paths: dict[str, str]) -> list[int]:
         fds: list[int] = []
@@ -212,7 +222,7 @@ class V1Manager:
                     try:
                         fds.append(files.open_file(group.mount, f"{path}/tasks", os.O_WRONLY))
                     except OSError as err:
-                        raise files.open_error("enter the cgroup", err) from err
+                        raise files.open_error("enter the cgroup by adding pid 0 to its tasks", err) from err
                     undo.callback(os.close, fds[-1])
             undo.pop_all()
         return fds

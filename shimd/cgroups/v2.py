@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Mapping
 from errno import EACCES, ENOENT, EPERM
 
 from shimd.cgroups import device_filter, devices, files, freezer, kill, oom, resources_v2, stats, stats_v2, update
 from shimd.cgroups.files import NO_PERMISSION, Directory, Write, open_directory
 from shimd.cgroups.place import Group, groups_to_state, reachable, sub_path
 from shimd.cgroups.view import View, view_v2
-from shimd.errors import FailedPrecondition, RuntimeFailure
+from shimd.errors import FailedPrecondition, InvalidArgument, RuntimeFailure
 from shimd.linux import proc
 from shimd.oci.model import Resources
 
@@ -179,14 +180,16 @@ class V2Manager:
     def cgroup_fd(self) -> int:
         return self._open_entry(self._group.path) if self._group_or_none else -1
 
-    def exec_procs(self, init_pid: int, sub: str = "") -> list[int]:
+    def exec_procs(self, init_pid: int, subs: Mapping[str, str] = {}) -> list[int]:
         """None: the process is born in its cgroup."""
         return []
 
-    def exec_cgroup_fd(self, init_pid: int, sub: str = "") -> int:
+    def exec_cgroup_fd(self, init_pid: int, subs: Mapping[str, str] = {}) -> int:
         if self._group_or_none is None:
             return -1
-        path = sub_path(self._group, sub) if sub else self._path_of_init(init_pid)
+        if subs.keys() - {""}:
+            raise InvalidArgument("cgroup v2 has one hierarchy: a sub cgroup path is for no controller")
+        path = sub_path(self._group, subs[""]) if subs else self._path_of_init(init_pid)
         return self._open_entry(path)
 
     def _open_entry(self, path: str) -> int:

@@ -16,7 +16,7 @@ from shimd.cli.parse import UsageError, parse
 from shimd.cli.settings import PROGRAM, Settings
 from shimd.errors import ShimdError
 
-VERBS = ("create", "delete", "kill", "start", "state")
+VERBS = ("create", "delete", "exec", "kill", "run", "start", "state")
 
 FAILED = 1
 

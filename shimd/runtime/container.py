@@ -125,8 +125,10 @@ class Runtime:
         directory = StateDir.open(self.env.state_root, namespace, container_id)
         try:
             state = directory.load()
-            if (state.id, state.namespace) != (container_id, namespace):
-                raise RuntimeFailure(f"{directory.path} holds the state of container {state.namespace}/{state.id}")
+            if state.id != container_id:
+                raise RuntimeFailure(f"{directory.path} holds the state of container {state.id}")
+            # By its place: a command line knows of no namespaces, and its root may be one of the daemon's.
+            state = state._replace(namespace=namespace)
             cgroup = from_state(self.env.host, state.cgroup)
             return Container(state, directory, cgroup, _open_init(state.pid, state.start_time))
         except BaseException:

@@ -14,7 +14,7 @@ from contextlib import closing
 from shimd.cgroups.manager import CgroupManager, manager
 from shimd.errors import RuntimeFailure
 from shimd.linux import proc
-from shimd.oci.model import Hook, Spec
+from shimd.oci.model import ConsoleSize, Hook, Mount, Spec
 from shimd.plan import wire
 from shimd.plan.compile import compile_create
 from shimd.plan.ops import Plan
@@ -26,9 +26,29 @@ from shimd.runtime.dialogue import InitDied, Outcome, converse
 from shimd.runtime.idmaps import IdMaps
 from shimd.runtime.launch import Launched, LaunchRequest
 from shimd.runtime.model import Container, CreateOptions, Environment, Phases, Stdio, launch_name
-from shimd.runtime.process import cgroup_view, error_text, hook_state, set_rlimits, was_oom_killed, write_maps
-from shimd.runtime.state import CONFIG_FILE, EXIT_FILE, STATE_FILE, ContainerState, StateDir, check_id, dumps, timestamp
+from shimd.runtime.process import (
+    cgroup_view,
+    error_text,
+    hook_state,
+    send_pidfd,
+    set_rlimits,
+    was_oom_killed,
+    write_maps,
+)
+from shimd.runtime.state import (
+    CONFIG_FILE,
+    EXIT_FILE,
+    NOTIFY_SOCKET,
+    STATE_FILE,
+    ContainerState,
+    StateDir,
+    check_id,
+    dumps,
+    timestamp,
+)
 from shimd.runtime.undo import Undo
+
+NOTIFY_PLACE = "/run/notify"  # in the container
 
 _NAMESPACE_KEYS = {
     "pid": ("NEWPID", "pid"),
@@ -99,7 +119,7 @@ class _Creation:
     def run(self, data: bytes | None) -> Container:
         self.directory = self.reserve()
         self.config = read_config(self.bundle, self.env.host, data)
-        self.spec = self.config.spec
+        self.spec = self.with_options(self.config.spec)
         self.mounted = self.mount()
         self.phases.mark("read")
         self.cgroup = self.make_cgroup()
@@ -124,6 +144,18 @@ class _Creation:
         self.undo.push("close the state directory", directory.close)
         self.undo.push("remove the state directory", directory.remove)
         return directory
+
+    def with_options(self, spec: Spec) -> Spec:
+        """What the caller adds to the configuration, which itself is written down as it was given."""
+        process = spec.process._replace(env=spec.process.env + self.options.env)
+        if self.options.console_size is not None:
+            process = process._replace(console_size=ConsoleSize(*self.options.console_size))
+        if not self.options.notify:
+            return spec._replace(process=process)
+        source = self.directory.make_notify()
+        process = process._replace(env=(*process.env, f"NOTIFY_SOCKET={NOTIFY_PLACE}/{NOTIFY_SOCKET}"))
+        mount = Mount(NOTIFY_PLACE, "bind", source, ("bind", "nosuid", "noexec", "nodev", "ro"))
+        return spec._replace(process=process, mounts=(*spec.mounts, mount))
 
     def mount(self) -> tuple[str, ...]:
         mounts = self.options.rootfs
@@ -209,6 +241,7 @@ class _Creation:
                 self.on_sync,
                 gate=self.options.gate,
                 map_ids=self.id_maps.answer,
+                raw_newlines=self.options.raw_newlines,
             )
         except InitDied as error:
             if was_oom_killed(self.cgroup):
@@ -228,6 +261,7 @@ class _Creation:
             self.run_hooks("createRuntime", self.spec.hooks.create_runtime, "creating")
         else:
             set_rlimits(self.launched.pid, self.plan.rlimits)
+            send_pidfd(self.options.pidfd_socket, self.launched, b"standard")
             self.directory.commit(STATE_FILE)
         self.phases.mark(point)
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from shimd.errors import RuntimeFailure
 from shimd.init import handshake
 from shimd.init.handshake import Failure
+from shimd.linux import pty
 from shimd.records import Record
 
 
@@ -53,6 +54,7 @@ def converse(
     *,
     gate: bool,
     map_ids: MapIds = _no_maps,
+    raw_newlines: bool = False,
 ) -> Outcome:
     """Answer init until it waits at the start ``gate``, or without one has executed the program.
 
@@ -61,6 +63,7 @@ def converse(
     with a received console closed; the process is then the caller's to kill.
     """
     talk = _Talk(control, pidfd, gate=gate)
+    talk.raw_newlines = raw_newlines
     try:
         return talk.run(on_sync, map_ids)
     except BaseException:
@@ -81,6 +84,7 @@ class _Talk:
         control.settimeout(0)
         self.control = control
         self.gate = gate
+        self.raw_newlines = False
         self.console = -1
         self.warnings: list[str] = []
         self.reached = "launch"
@@ -128,3 +132,5 @@ class _Talk:
             os.close(fd)
             raise RuntimeFailure("handshake with init: a second console")
         self.console = fd
+        if self.raw_newlines:
+            pty.disable_onlcr(fd)

@@ -20,7 +20,7 @@ from shimd.runtime.control import derive_status
 from shimd.runtime.dialogue import InitDied, Outcome, converse
 from shimd.runtime.launch import Launched, LaunchRequest
 from shimd.runtime.model import Container, Environment, ExecOptions, ExecProcess, Phases, Stdio, launch_name
-from shimd.runtime.process import error_text, set_rlimits, was_oom_killed, write_maps
+from shimd.runtime.process import error_text, send_pidfd, set_rlimits, was_oom_killed, write_maps
 from shimd.runtime.state import EXEC_EXIT_SUFFIX, check_id
 from shimd.runtime.status import Operation, check
 from shimd.runtime.undo import Undo
@@ -126,7 +126,8 @@ class _Execution:
 
     def talk(self, control: socket) -> Outcome:
         try:
-            outcome = converse(control, self.launched.pidfd, self.on_sync, gate=False)
+            raw_newlines = self.options.raw_newlines
+            outcome = converse(control, self.launched.pidfd, self.on_sync, gate=False, raw_newlines=raw_newlines)
         except InitDied as error:
             if was_oom_killed(self.container.cgroup):
                 raise RuntimeFailure(f"{error} (possibly OOM-killed)") from error
@@ -140,6 +141,7 @@ class _Execution:
             write_maps(self.launched, self.plan)
         elif point == "ready":
             set_rlimits(self.launched.pid, self.plan.rlimits)
+            send_pidfd(self.options.pidfd_socket, self.launched, b"setns")
         self.phases.mark(point)
 
 

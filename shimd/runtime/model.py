@@ -50,6 +50,11 @@ class CreateOptions(Record):
     on. ``service``: see ContainerState. ``systemd_cgroup``: systemd makes the cgroup, as a unit, and
     ``linux.cgroupsPath`` is ``slice:prefix:name`` (``shimrun --systemd-cgroup``); what is done with the container later
     needs no word of that. Descriptors stay the caller's.
+
+    For a command line: ``pidfd_socket``, a connected unix socket that gets a pidfd of init; ``env``, put behind the
+    configured environment; ``notify``, a directory in the state directory that the container sees as /run/notify, for
+    the socket of ``sd_notify``; ``console_size`` (rows, columns) in place of the configured one; ``raw_newlines``, the
+    pty leaves newlines as they are, since the terminal that shows the output makes carriage returns of its own.
     """
 
     gate: bool = True
@@ -61,19 +66,26 @@ class CreateOptions(Record):
     rootfs: tuple[RootfsMount, ...] = ()
     hold: tuple[tuple[str, int], ...] = ()
     service: Mapping[str, str | int] = {}
+    pidfd_socket: int = -1
+    env: tuple[str, ...] = ()
+    notify: bool = False
+    console_size: tuple[int, int] | None = None
+    raw_newlines: bool = False
 
 
 DEFAULT_CREATE = CreateOptions()
 
 
 class ExecOptions(Record):
-    """``cgroup`` is a sub-cgroup of the container's, relative to it; the rest as in CreateOptions."""
+    """``cgroup`` are sub-cgroups of the container's, see CgroupManager.exec_cgroup_fd; the rest as in CreateOptions."""
 
     console_socket: int = -1
     preserve_fds: tuple[int, ...] = ()
     hold: tuple[tuple[str, int], ...] = ()
     ignore_paused: bool = False
-    cgroup: str = ""
+    cgroup: Mapping[str, str] = {}
+    pidfd_socket: int = -1
+    raw_newlines: bool = False
 
 
 DEFAULT_EXEC = ExecOptions()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import select
+from _socket import socket
 from collections.abc import Iterable, Mapping, Sequence
 
 from shimd.cgroups.manager import CgroupManager
 from shimd.errors import RuntimeFailure, ShimdError
 from shimd.init.request import Launched
+from shimd.linux import fdpass
 from shimd.linux.process import prlimit
 from shimd.oci import statejson
 from shimd.plan.ops import IdMap, Plan, Rlimit
@@ -44,6 +46,19 @@ def _write_proc(launched: Launched, name: str, data: bytes) -> None:
             os.close(fd)
     except OSError as error:
         raise RuntimeFailure(f"write {data.decode().strip()!r} to {path}: {error.strerror}") from error
+
+
+def send_pidfd(target: int, launched: Launched, kind: bytes) -> None:
+    """To a connected unix socket; -1 is none. ``kind`` is runc's word for the process: "standard" or "setns"."""
+    if target < 0:
+        return
+    channel = socket(fileno=target)
+    try:
+        fdpass.send(channel, kind, [launched.pidfd])
+    except OSError as error:
+        raise RuntimeFailure(f"send a pidfd to the pidfd socket: {error.strerror}") from error
+    finally:
+        channel.detach()
 
 
 def set_rlimits(pid: int, rlimits: Sequence[Rlimit]) -> None:

@@ -24,6 +24,8 @@ STATE_FILE = "state.json"
 CONFIG_FILE = "config.json"
 START_SOCKET = "start.sock"
 EXIT_FILE = "exit.json"
+NOTIFY_DIRECTORY = "notify"
+NOTIFY_SOCKET = "notify.sock"
 EXEC_EXIT_SUFFIX = ".exit.json"
 
 _MAX_STATE = 4 << 20
@@ -205,6 +207,11 @@ class StateDir:
         """Read a file of at most ``limit`` bytes; FileNotFoundError passes."""
         return _read_fd(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fd), name, limit)
 
+    def make_notify(self) -> str:
+        """The directory for NOTIFY_SOCKET, which the container gets to see; its path."""
+        os.mkdir(NOTIFY_DIRECTORY, 0o755, dir_fd=self.fd)
+        return os.path.join(self.path, NOTIFY_DIRECTORY)
+
     def exists(self, name: str) -> bool:
         return os.access(name, os.F_OK, dir_fd=self.fd, follow_symlinks=False)
 
@@ -237,7 +244,10 @@ class StateDir:
         # The keeper may write one more exit file between the listing and rmdir(2); it is removed by the next turn.
         for _ in range(5):
             for name in os.listdir(self.fd) if self.fd >= 0 else ():
-                self.unlink(name)
+                if name == NOTIFY_DIRECTORY:
+                    self._remove_notify()
+                else:
+                    self.unlink(name)
             try:
                 os.rmdir(self.path)
             except FileNotFoundError:
@@ -247,6 +257,12 @@ class StateDir:
             else:
                 return
         raise RuntimeFailure(f"remove {self.path}: {last.strerror}") from last
+
+    def _remove_notify(self) -> None:
+        """By descriptor: the container could see what is in it, yet not change anything."""
+        self.unlink(f"{NOTIFY_DIRECTORY}/{NOTIFY_SOCKET}")
+        with suppress(FileNotFoundError):
+            os.rmdir(NOTIFY_DIRECTORY, dir_fd=self.fd)
 
 
 def _temporary(name: str) -> str:

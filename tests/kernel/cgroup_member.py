@@ -28,7 +28,8 @@ def way_into(cgroup: CgroupManager) -> Way:
 
 
 def way_of_exec(cgroup: CgroupManager, init_pid: int, sub: str = "") -> Way:
-    return Way(cgroup.exec_cgroup_fd(init_pid, sub), cgroup.exec_procs(init_pid, sub))
+    subs = {"": sub} if sub else {}
+    return Way(cgroup.exec_cgroup_fd(init_pid, subs), cgroup.exec_procs(init_pid, subs))
 
 
 class Member:

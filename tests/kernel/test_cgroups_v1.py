@@ -395,8 +395,8 @@ class TestExec:
 
     def test_missing_sub_cgroup(self, make: Make) -> None:
         cgroup = make(resources=Resources())
-        with pytest.raises(RuntimeFailure, match=r"unable to enter the cgroup: open .*/a/sub/tasks: no such file"):
-            cgroup.exec_procs(1, "sub")
+        with pytest.raises(RuntimeFailure, match=r"unable to enter the cgroup .*: open .*/a/sub/tasks: no such file"):
+            cgroup.exec_procs(1, {"": "sub"})
 
 
 class TestWithoutPermission:

@@ -209,7 +209,7 @@ def test_exec_joins_a_sub_cgroup(world: World) -> None:
 def test_exec_into_a_missing_sub_cgroup(world: World) -> None:
     cgroup = world.create()
     with pytest.raises(RuntimeFailure, match=r"unable to enter the cgroup: open .*/a/sub: no such file"):
-        cgroup.exec_cgroup_fd(1, "sub")
+        cgroup.exec_cgroup_fd(1, {"": "sub"})
 
 
 @on_v2
