@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from shimd.cgroups.stats import Stats
@@ -34,14 +35,22 @@ class Control:
             return
         if container.init.status == STOPPED and not everyone:
             raise NotFound("process already finished")
-        await self._in_thread(partial(self._runtime.kill, container.runtime, signal, everyone=everyone))
+        await self._signal(container, partial(self._runtime.kill, container.runtime, signal, everyone=everyone))
 
     async def _kill_exec(self, process: Process, signal: int) -> None:
         if process.status == STOPPED:
             raise NotFound("process already finished")
         if process.launched is None:
             raise FailedPrecondition("process not created")
-        await self._in_thread(self._runtime.kill_exec, process.container.runtime, process.launched, signal)
+        kill = partial(self._runtime.kill_exec, process.container.runtime, process.launched, signal)
+        await self._signal(process.container, kill)
+
+    async def _signal(self, container: Container, send: Callable[[], None]) -> None:
+        """Noted, so that what the signal brings about is not over before the sender has the answer; see Lifecycle."""
+        sending = self._in_thread(send)
+        container.signals.add(sending)
+        sending.add_done_callback(container.signals.discard)
+        await sending
 
     async def pids(self, container: Container) -> list[int]:
         return await self._in_thread(self._runtime.pids, container.runtime)

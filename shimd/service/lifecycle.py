@@ -429,6 +429,9 @@ class Lifecycle:
         if init.status != STOPPED:
             raise FailedPrecondition(f"cannot delete a {status_word(init)} container")
         await self.drained(init)
+        # containerd deletes on the exit event and hangs up, which would cut off its own Kill from its answer.
+        while container.signals:
+            await asyncio.wait(container.signals)
         async with container.lock:
             if container.deleted:
                 raise NotFound(f"container {container.id} is deleted")

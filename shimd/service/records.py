@@ -91,7 +91,7 @@ class Container:
 
     __slots__ = (
         "bundle", "created_at_ns", "deleted", "execs", "id", "init", "init_exit", "lock", "namespace", "oom_killed",
-        "oom_watcher", "paused", "pausing", "rootfs", "runtime",
+        "oom_watcher", "paused", "pausing", "rootfs", "runtime", "signals",
     )  # fmt: skip
 
     def __init__(self, namespace: str, container_id: str, bundle: str, stdio: StdioPaths) -> None:
@@ -108,6 +108,7 @@ class Container:
         self.deleted = False
         self.oom_killed = False
         self.oom_watcher: OomWatcher | None = None
+        self.signals: set[asyncio.Future[None]] = set()  # that are being sent
         self.init_exit: Exit | None = None  # known, but published only after those of the execs
         self.runtime: RuntimeContainer
 

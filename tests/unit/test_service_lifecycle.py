@@ -16,6 +16,7 @@ from shimd.events.bus import EventBus
 from shimd.oci.read import read_process
 from shimd.service import lifecycle as module
 from shimd.service.announce import Announcer
+from shimd.service.control import Control
 from shimd.service.lifecycle import CreateRequest, ExecRequest, Lifecycle
 from shimd.service.records import Container
 from shimd.service.registry import Registry
@@ -290,6 +291,29 @@ async def test_remove_of_one_that_ends_by_itself_at_this_moment(world: World) ->
     world.runtime.failing["kill"] = NotFound("container not running")
     await world.lifecycle.remove(container)
     assert world.topics() == ["create", "start", "exit", "delete"]
+
+
+async def test_delete_comes_after_the_answer_to_a_signal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    container = await world.running()
+    sent, answer = asyncio.Event(), threading.Event()
+
+    def kill(*_: object, **__: object) -> None:
+        world.runtime.loop.call_soon_threadsafe(sent.set)
+        assert answer.wait(10)
+
+    monkeypatch.setattr(world.runtime, "kill", kill)
+    control = Control(world.lifecycle, Announcer(world.bus))
+    killing = asyncio.create_task(control.kill(container.init, 9, everyone=False))
+    await sent.wait()
+    world.exits.end("ns/c")
+    deleting = asyncio.create_task(world.lifecycle.delete(container.init))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert "delete" not in world.runtime.calls
+    answer.set()
+    await asyncio.wait((killing, deleting), return_when=asyncio.FIRST_COMPLETED)
+    assert killing.done()
+    await deleting
 
 
 async def test_execs_are_forgotten_with_their_container(world: World) -> None:
