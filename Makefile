@@ -16,7 +16,7 @@ TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc crun=crun shellcheck=shel
 	golang-github-containers-common=/usr/share/containers/seccomp.json
 BENCH_PACKAGES := $(RUN_PACKAGES) runc=runc crun=crun
 # Programs of others that the tests with containerd drive.
-PEER_PACKAGES := containerd=containerd
+PEER_PACKAGES := containerd=containerd containernetworking-plugins=/usr/lib/cni/bridge
 LAB_PACKAGES := $(TEST_PACKAGES) user-mode-linux=linux.uml dbus=dbus-daemon apparmor=apparmor_parser iproute2=ip
 
 PYTEST := $(PYTHON) -m pytest

@@ -7,20 +7,24 @@ import io
 import json
 import platform
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.support.rootfs import busybox_rootfs
 
 NAME = "shimd.test/busybox:latest"
+PAUSE = "shimd.test/pause:latest"  # what holds a pod's namespaces
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _VENDOR = "application/vnd.oci.image"
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, name: str = NAME, command: Sequence[str] = ("/bin/sh",)) -> Path:
     """The tarball, made anew in ``folder``."""
-    rootfs = busybox_rootfs(folder / "busybox")
+    rootfs = folder / "busybox"
+    if not rootfs.exists():
+        busybox_rootfs(rootfs)
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         tar.add(rootfs, arcname=".")
@@ -30,7 +34,7 @@ def build(folder: Path) -> Path:
     config = {
         "architecture": architecture,
         "os": "linux",
-        "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"]},
+        "config": {"Cmd": list(command), "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"]},
         "rootfs": {"type": "layers", "diff_ids": [layer_entry["digest"]]},
     }
     manifest = {
@@ -41,11 +45,11 @@ def build(folder: Path) -> Path:
     }
     entry = _add(blobs, json.dumps(manifest).encode(), "manifest.v1+json")
     entry["platform"] = {"architecture": architecture, "os": "linux"}
-    entry["annotations"] = {"io.containerd.image.name": NAME}
+    entry["annotations"] = {"io.containerd.image.name": name}
     files = {f"blobs/sha256/{digest}": data for digest, data in blobs.items()}
     files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
     files["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
-    return _write(folder / "busybox.tar", files)
+    return _write(folder / f"{name.split('/')[1].split(':')[0]}.tar", files)
 
 
 def digest(tarball: Path) -> str:

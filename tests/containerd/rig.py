@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from tests.containerd import image
 from tests.containerd.peers import Peer
@@ -55,9 +56,12 @@ class Containerd:
             "CONTAINERD_ADDRESS": self.address,
             "CONTAINERD_NAMESPACE": NAMESPACE,
         }
-        (folder / "config.toml").write_text(_CONFIG.format(folder=folder))
+        (folder / "config.toml").write_text(self.settings())
 
-    def __enter__(self) -> Containerd:
+    def settings(self) -> str:
+        return _CONFIG.format(folder=self.folder)
+
+    def __enter__(self) -> Self:
         try:
             # Any runtime makes it and leaves it: it is not a test's.
             for point in cgroup_mount_points():
@@ -65,8 +69,7 @@ class Containerd:
             if not IS_RUNC:
                 self.daemon.start()
             self.start()
-            tarball = image.build(self.folder)
-            self.ctr("images", "import", str(tarball))
+            self.import_images()
         except BaseException:
             self.close()
             raise
@@ -76,6 +79,9 @@ class Containerd:
         if error is not None:
             print(f"the end of containerd's log:\n{self.log_tail()}", file=sys.stderr)
         self.close()
+
+    def import_images(self) -> None:
+        self.ctr("images", "import", str(image.build(self.folder)))
 
     def log_tail(self, lines: int = 40) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
@@ -158,13 +164,19 @@ class Containerd:
         self.try_ctr("tasks", "delete", "--force", name)
         self.ctr("containers", "rm", name)
 
+    def remove_all(self) -> None:
+        for name in self.ctr("containers", "ls", "-q").split():
+            self.remove(name)
+
     def close(self) -> None:
         """End containerd and the daemon."""
-        if self.process is not None:
-            for name in self.ctr("containers", "ls", "-q").split():
-                self.remove(name)
-            self.stop()
-        self.end_daemon()
+        try:
+            if self.process is not None:
+                self.remove_all()
+        finally:
+            if self.process is not None:
+                self.stop()
+            self.end_daemon()
         for point in cgroup_mount_points():
             with contextlib.suppress(OSError):  # what is in it the leak check reports
                 os.rmdir(f"{point}/{NAMESPACE}")

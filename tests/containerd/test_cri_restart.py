@@ -1,0 +1,31 @@
+"""containerd is stopped and started while pods run."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.containerd.pods import Pod, PodContainerd
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_pods_are_found_again(own_pod_containerd: PodContainerd, name: str, number: signal.Signals) -> None:
+    waits = "until test -e /stop; do sleep 0.05; done; echo done; exit 5"
+    with own_pod_containerd.client() as cri, Pod(own_pod_containerd, cri, name) as pod:
+        later, meanwhile = pod.container("sh", "-c", waits, name="later"), pod.container("sleep", "1000", name="now")
+        address, pid, dies = pod.status().network.ip, later.pid(), meanwhile.pid()
+        own_pod_containerd.stop(number)
+        os.kill(dies, signal.SIGKILL)
+        own_pod_containerd.start()
+        assert (pod.state(), pod.status().network.ip) == ("READY", address)
+        # From 1.7 on containerd has the shim remove a task that ended meanwhile, without asking how.
+        assert meanwhile.ended() in (137, 255)
+        assert (later.state(), later.pid()) == ("RUNNING", pid)
+        later.run("touch", "/stop")
+        assert later.ended() == 5
+        # Started in this life of containerd, in the namespaces of the former one's pod.
+        new = pod.container("hostname", name="new")
+        assert new.ended() == 0
+        assert new.log() == [("stdout", pod.config["hostname"])]
