@@ -17,7 +17,8 @@ TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc crun=crun shellcheck=shel
 BENCH_PACKAGES := $(RUN_PACKAGES) runc=runc crun=crun
 # Programs of others that the tests with containerd drive.
 PEER_PACKAGES := containerd=containerd containernetworking-plugins=/usr/lib/cni/bridge
-LAB_PACKAGES := $(TEST_PACKAGES) user-mode-linux=linux.uml dbus=dbus-daemon apparmor=apparmor_parser iproute2=ip
+LAB_PACKAGES := user-mode-linux=linux.uml dbus=dbus-daemon apparmor=apparmor_parser checkpolicy=checkpolicy \
+	iproute2=ip
 
 PYTEST := $(PYTHON) -m pytest
 ROOT_TESTS := tests/kernel tests/container tests/daemon
@@ -49,10 +50,11 @@ demo: venv ## Show it: a daemon, a container, an exec, the plan and the timing; 
 
 .PHONY: test
 test: venv ## All tests that run on this machine, with all linters (those that need root are skipped without it)
-	@.ci/tools/need-packages $(TEST_PACKAGES) $(PEER_PACKAGES)
+	@.ci/tools/need-packages $(TEST_PACKAGES) $(PEER_PACKAGES) $(LAB_PACKAGES)
 	@[[ $$(id -u) != 0 ]] || $(PYTHON) -m tests.support.rootfs
 	@[[ $$(id -u) != 0 ]] || tests/lab/peers "$(PEERS)" containerd-1.7 containerd-2 || $(UNFETCHED)
-	@.ci/tools/side-by-side '$(PYTEST) --slow; $(PYTEST) --slow $(PEER_TESTS)' '$(PYTEST) --slow $(ROOT_TESTS)'
+	@.ci/tools/side-by-side '$(PYTEST) --slow; $(PYTEST) --slow $(PEER_TESTS)' 'PYTEST="$(PYTEST)" tests/lab/run' \
+		'$(PYTEST) --slow $(ROOT_TESTS)'
 
 .PHONY: test-unit
 test-unit: venv ## Tests without privileges, and the linters: quick and safe
@@ -66,9 +68,11 @@ test-root: venv ## Tests that make real containers: needs root
 	@$(PYTEST) $(ROOT_TESTS)
 
 .PHONY: test-lab
-test-lab: venv ## Tests in a small virtual machine with cgroup v2 and its controllers (slow)
-	@.ci/tools/need-packages $(LAB_PACKAGES)
-	@tests/lab/vm --timeout 1800 -- $(PYTEST) -m lab $(ROOT_TESTS)
+test-lab: venv ## Tests in small virtual machines with cgroup v2, AppArmor, SELinux: needs root (an hour)
+	@.ci/tools/need-packages $(TEST_PACKAGES) $(LAB_PACKAGES)
+	@[[ $$(id -u) == 0 ]] || { echo 'make test-lab: needs root, as the machines use its files' >&2; exit 1; }
+	@$(PYTHON) -m tests.support.rootfs
+	@PYTEST="$(PYTEST)" tests/lab/run --whole
 
 .PHONY: test-containerd
 test-containerd: venv ## Tests with stock containerds of three versions, the newer ones fetched once: needs root

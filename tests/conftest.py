@@ -20,8 +20,9 @@ from tests.support.requires import lack
 pytest_plugins = ["tests.support.fixtures"]
 
 TESTS = Path(__file__).parent
-NEED_ROOT = ("kernel", "container", "daemon", "containerd", "chaos")
-IN_LAB = "LAB_VM" in os.environ
+NEED_ROOT = ("kernel", "container", "daemon", "containerd", "chaos", "lab")
+MACHINE = os.environ.get("LAB_VM", "").split()
+"""What the virtual machine of tests/lab/vm that this is has; nothing: it is no such machine."""
 
 P = ParamSpec("P")
 
@@ -34,9 +35,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "root: needs root; given to all tests of the folders that make containers")
-    config.addinivalue_line("markers", "lab: needs the virtual machine of tests/lab/vm (`make test-lab`)")
+    config.addinivalue_line("markers", "lab(kind): runs in tests/lab/vm alone, of that kind (cgroup2 if none is named)")
     config.addinivalue_line("markers", "slow: takes more than a few seconds; runs with --slow, as in `make test`")
     config.addinivalue_line("markers", "requires(need, ...): what the machine must offer, see tests.support.requires")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a virtual machine tests that are for another one are not its business; elsewhere they are skipped."""
+    elsewhere = [item for item in items if MACHINE and not _is_for(item, MACHINE)]
+    if elsewhere:
+        items[:] = [item for item in items if item not in elsewhere]
+        config.hook.pytest_deselected(items=elsewhere)
+
+
+def _is_for(item: pytest.Item, machine: list[str]) -> bool:
+    mark = item.get_closest_marker("lab")
+    return mark is None or set(mark.args or ("cgroup2",)) <= set(machine)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -71,11 +85,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     needs = [need for mark in item.iter_markers("requires") for need in mark.args]
     if item.get_closest_marker("root"):
         needs.insert(0, "root")
+    lab = item.get_closest_marker("lab")
+    if lab and not MACHINE:
+        pytest.skip("needs the virtual machine: make test-lab")
     for need in needs:
         if reason := lack(need):
-            pytest.skip(reason)
-    if item.get_closest_marker("lab") and not IN_LAB:
-        pytest.skip("needs the virtual machine: make test-lab")
+            # The machine is there for this test: if it lacks something, nobody else tests that.
+            (pytest.fail if lab else pytest.skip)(reason)
     if item.get_closest_marker("slow") and not item.config.option.slow:
         pytest.skip("slow: runs with --slow")
 

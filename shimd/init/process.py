@@ -70,10 +70,10 @@ def session_keyring(ctx: Context, op: ops.SessionKeyring) -> None:
     """
     try:
         if op.label:
-            _write_attribute(ctx, "keycreate", op.label)
+            _label_keys(ctx, op.label)
         serial = process.keyctl_join_session_keyring(op.name)
         if op.label:
-            _write_attribute(ctx, "keycreate", "")
+            _label_keys(ctx, "")
         if serial:  # 0: it is the session keyring of the caller already
             permissions = int(process.keyctl_describe(serial).split(";")[3], 16)
             process.keyctl_setperm(serial, permissions & process.KEY_POSSESSOR | process.KEY_USR_SEARCH)
@@ -81,6 +81,14 @@ def session_keyring(ctx: Context, op: ops.SessionKeyring) -> None:
         if e.errno not in (ENOSYS, EDQUOT):
             raise
         ctx.warn(f"no session keyring: {e.strerror}")
+
+
+def _label_keys(ctx: Context, label: str) -> None:
+    """Of keys and keyrings to be made: SELinux's."""
+    try:
+        _write_attribute(ctx, "keycreate", label)
+    except OSError as e:
+        raise StepFailed.of(f"set SELinux label {label} of new keys", e) from e
 
 
 def loopback_up(ctx: Context, op: ops.LoopbackUp) -> None:
@@ -108,13 +116,11 @@ def sysctl(ctx: Context, op: ops.Sysctl) -> None:
 
 
 def apparmor(ctx: Context, op: ops.AppArmor) -> None:
-    text = f"exec {op.profile}"
     try:
-        _write_attribute(ctx, "apparmor/exec", text)
+        _write_attribute(ctx, "apparmor/exec", f"exec {op.profile}")
     except OSError as e:
-        if e.errno not in (ENOENT, EINVAL):
-            raise StepFailed.of(f"set AppArmor profile {op.profile}", e) from e
-        _write_attribute(ctx, "exec", text)
+        hint = "no such profile is loaded" if e.errno == ENOENT else e.strerror or ""
+        raise StepFailed(f"set AppArmor profile {op.profile}", e.errno or 0, hint) from e
 
 
 def selinux_exec(ctx: Context, op: ops.SelinuxExec) -> None:

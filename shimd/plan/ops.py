@@ -191,7 +191,7 @@ class Sysctl(Record):
 
 
 class AppArmor(Record):
-    """Write ``exec <profile>`` to attr/apparmor/exec (fall-back attr/exec) through the verified procfs."""
+    """Write ``exec <profile>`` to attr/apparmor/exec (Linux 5.8) through the verified procfs."""
 
     profile: str
 

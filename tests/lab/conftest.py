@@ -1,0 +1,7 @@
+"""Fixtures of the tests in virtual machines."""
+
+from __future__ import annotations
+
+from tests.daemon.boxes import box
+
+__all__ = ["box"]
