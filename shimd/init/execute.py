@@ -22,6 +22,7 @@ HANDLERS: dict[type, Callable[[Context, Any], None]] = {
     ops.Setns: process.set_namespaces,
     ops.Unshare: process.unshare,
     ops.TimeOffsets: process.time_offsets,
+    ops.Dumpable: process.dumpable,
     ops.BecomeRoot: process.become_root,
     ops.SessionKeyring: process.session_keyring,
     ops.LoopbackUp: process.loopback_up,

@@ -55,6 +55,10 @@ def time_offsets(ctx: Context, op: ops.TimeOffsets) -> None:
     _write("/proc/self/timens_offsets", lines)
 
 
+def dumpable(ctx: Context, op: ops.Dumpable) -> None:
+    process.set_dumpable(int(op.dumpable))
+
+
 def become_root(ctx: Context, op: ops.BecomeRoot) -> None:
     for change in (os.setresgid, os.setresuid):
         try:

@@ -99,11 +99,23 @@ def add_joins(builder: Builder, plan: Layout, kinds: int = -1) -> None:
 def add_identity(builder: Builder, plan: Layout) -> None:
     """Root of the user namespace, once there are ids in it; then the namespaces that wait for that."""
     if plan.new & CLONE_NEWUSER:
-        builder.add(ops.Sync("maps"), "/linux/uidMappings")
+        _add_maps(builder)
     if plan.all & CLONE_NEWUSER:
         builder.add(ops.BecomeRoot())
     if plan.new & CLONE_NEWCGROUP:
         builder.add(ops.Unshare(CLONE_NEWCGROUP), "/linux/namespaces")
+
+
+def _add_maps(builder: Builder) -> None:
+    """A runtime that is not root may write to the maps of a process that is its user's own, which one that is not
+    dumpable is not (proc(5)). Nobody else is in the namespace yet.
+    """
+    unprivileged = builder.host.euid != 0
+    if unprivileged:
+        builder.add(ops.Dumpable(dumpable=True))
+    builder.add(ops.Sync("maps"), "/linux/uidMappings")
+    if unprivileged:
+        builder.add(ops.Dumpable(dumpable=False))
 
 
 def id_maps(mappings: tuple[model.IdMapping, ...]) -> tuple[ops.IdMap, ...]:

@@ -95,6 +95,15 @@ class TimeOffsets(Record):
         return "set time offsets " + ", ".join(f"{c} {s} s {n} ns" for c, s, n in self.offsets)
 
 
+class Dumpable(Record):
+    """PR_SET_DUMPABLE: the files of the process in /proc belong to its user, or to root."""
+
+    dumpable: bool
+
+    def describe(self) -> str:
+        return f"be {'dumpable' if self.dumpable else 'not dumpable'}"
+
+
 class BecomeRoot(Record):
     """setresgid(0), setresuid(0) inside a user namespace whose maps are written; no-op for ids that are not mapped."""
 
@@ -395,8 +404,8 @@ class Execute(Record):
 
 
 Op = (
-    Sync | JoinCgroup | Setns | Unshare | TimeOffsets | BecomeRoot | SessionKeyring | LoopbackUp | PrepareRoot
-    | Mount | Remount | Bind | MountCgroup1 | MountCgroup2 | MakeDevice | Symlink | RunHooks | PivotRoot
+    Sync | JoinCgroup | Setns | Unshare | TimeOffsets | Dumpable | BecomeRoot | SessionKeyring | LoopbackUp
+    | PrepareRoot | Mount | Remount | Bind | MountCgroup1 | MountCgroup2 | MakeDevice | Symlink | RunHooks | PivotRoot
     | MakeDirectory | SetPropagation | Terminal | Stdio | FinalizeReadonly | Hostname | Domainname | Sysctl
     | ReadonlyPath | MaskPaths | AppArmor | SelinuxExec | NoNewPrivileges | Scheduler | IoPriority | Personality
     | MemoryPolicy | CpuAffinity | OomScoreAdj | Umask | Seccomp | BoundingSet | User | Capabilities | Chdir | HomeEnv

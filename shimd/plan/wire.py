@@ -68,6 +68,7 @@ OPCODES: dict[int, type[Any]] = {
     47: ops.ResetSignals,
     48: ops.Execute,
     49: ops.MemoryPolicy,
+    50: ops.Dumpable,
 }
 _NUMBERS = {operation: opcode for opcode, operation in OPCODES.items()}
 

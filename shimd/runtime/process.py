@@ -19,19 +19,41 @@ from shimd.plan.options import CgroupHierarchy, CgroupView
 
 
 def write_maps(launched: Launched, plan: Plan) -> None:
-    """uid_map, gid_map and setgroups of a new user namespace; each takes one write(2) in all its life."""
+    """uid_map, gid_map and setgroups of a new user namespace; each takes one write(2) in all its life.
+
+    An ordinary user may only map its own id; newuidmap(1) and newgidmap(1), which are privileged, write what
+    /etc/subuid and /etc/subgid allow beside.
+    """
     if plan.deny_setgroups:
         _write_proc(launched, "setgroups", b"deny")
     write_id_maps(launched, plan.uid_map, plan.gid_map)
 
 
 def write_id_maps(launched: Launched, uid_map: Iterable[IdMap], gid_map: Iterable[IdMap]) -> None:
-    _write_proc(launched, "gid_map", _map_lines(gid_map))
-    _write_proc(launched, "uid_map", _map_lines(uid_map))
+    _write_map(launched, "gid_map", gid_map)
+    _write_map(launched, "uid_map", uid_map)
 
 
-def _map_lines(maps: Iterable[IdMap]) -> bytes:
-    return "".join(f"{entry.container} {entry.host} {entry.size}\n" for entry in maps).encode()
+def _write_map(launched: Launched, name: str, maps: Iterable[IdMap]) -> None:
+    lines = "".join(f"{entry.container} {entry.host} {entry.size}\n" for entry in maps)
+    try:
+        _write_proc(launched, name, lines.encode())
+    except RuntimeFailure as error:
+        if not isinstance(error.__cause__, PermissionError) or os.geteuid() == 0:
+            raise
+        _run_map_tool(f"new{name.replace('_', '')}", launched.pid, lines, error)
+
+
+def _run_map_tool(tool: str, pid: int, lines: str, refusal: RuntimeFailure) -> None:
+    from subprocess import run  # of no use to root
+
+    try:
+        done = run([tool, str(pid), *lines.split()], capture_output=True, text=True, check=False, errors="replace")
+    except FileNotFoundError:
+        raise RuntimeFailure(f"{refusal}; {tool} is not installed, which could", hint="install uidmap") from refusal
+    if done.returncode != 0:
+        ranges = ", ".join(lines.splitlines())
+        raise RuntimeFailure(f"{tool} {ranges}: {done.stderr.strip() or f'exit status {done.returncode}'}")
 
 
 def _write_proc(launched: Launched, name: str, data: bytes) -> None:

@@ -141,6 +141,16 @@ def test_one_who_maps_only_himself_gives_up_setgroups() -> None:
     assert not create(config).deny_setgroups
 
 
+def test_who_is_not_root_may_write_the_maps_of_a_dumpable_process_only() -> None:
+    plan = create(document("user"), ROOTLESS, no_new_keyring=True)
+    assert start(plan)[-4:] == [
+        "be dumpable",
+        "wait for the runtime: maps",
+        "be not dumpable",
+        "become root of the user namespace",
+    ]
+
+
 # ---- exec ------------------------------------------------------------------------------------------------------------
 
 
