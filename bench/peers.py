@@ -1,4 +1,4 @@
-"""runc and crun through their command lines, each with a worker process of its own."""
+"""runc, crun and shimrun through their command lines, each with a worker process of its own."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ ROOT = Path(__file__).parents[1]
 class Peer:
     """A runtime with runc's command line. Use as a context manager."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        program = shutil.which(name)
-        if program is None:
-            raise FileNotFoundError(f"{name} is not installed")
-        self.name = name
+    def __init__(self, program: str, folder: Path) -> None:
+        """``program`` is looked for in PATH unless it is a path."""
+        found = shutil.which(program)
+        if found is None:
+            raise FileNotFoundError(f"{program} is not installed")
+        self.name = name = Path(program).name
         self._folder = folder
-        self._runtime = [program, "--root", str(folder / f"{name}-state")]
+        self._runtime = [found, "--root", str(folder / f"{name}-state")]
         self._numbers = itertools.count(1)
         self._idle: list[str] = []
         # runc works with the hybrid cgroup set-up, crun refuses it; neither pays for the preparation.
@@ -84,6 +85,9 @@ class Peer:
     def execute(self, container: str) -> Sample:
         command = [*self._runtime, "exec", container, "/bin/true"]
         return self._ask(do="run", commands=[command], concurrency=1)
+
+    def state(self, container: str) -> Sample:
+        return self._ask(do="run", commands=[[*self._runtime, "state", container]], concurrency=1)
 
     def read(self, bundle: Path) -> Sample:
         """Its output through a pipe."""

@@ -58,8 +58,9 @@ class Sizes:
 class Bench:
     """The contenders, the bundles that they run, and one method per group of lines."""
 
-    def __init__(self, folder: Path, shimd: Shimd, peers: list[Peer], sizes: Sizes) -> None:
+    def __init__(self, folder: Path, shimd: Shimd, shimrun: Peer, peers: list[Peer], sizes: Sizes) -> None:
         self.shimd = shimd
+        self.shimrun = shimrun
         self.peers = peers
         self.sizes = sizes
         self._folder = folder
@@ -80,6 +81,8 @@ class Bench:
             "200 containers, 16 at a time": lambda name: self.batch(name, 16),
             "output of one container": self.output,
             "memory per idle container": self.memory,
+            "shimrun run": self.command_run,
+            "shimrun state": self.command_state,
         }
 
     def one_call(self, name: str) -> Row:
@@ -141,6 +144,18 @@ class Bench:
         figures = {"median": each["pss"], "private": each["private"], "base_pss": float(before["pss"])}
         return Row(name, "KiB", {"shimd": figures}, ("shimd <= 205",))
 
+    def command_run(self, name: str) -> Row:
+        operations: dict[str, Operation] = {"shimd": _bind(self.shimrun.run, self.true)}
+        operations |= {peer.name: _bind(peer.run, self.true) for peer in self.peers}
+        return self._times(name, operations, ("shimd/runc <= 1.5",))
+
+    def command_state(self, name: str) -> Row:
+        programs = {"shimd": self.shimrun} | {peer.name: peer for peer in self.peers}
+        operations: dict[str, Operation] = {
+            who: _bind(program.state, program.start_idle(self.idle)) for who, program in programs.items()
+        }
+        return self._times(name, operations, ("shimd <= 40",))
+
     def phases(self) -> dict[str, dict[str, float]]:
         """How long each step took inside the daemon, in ms, over all containers of one call."""
         return {name: summary(s * 1000 for s in taken) for name, taken in self.shimd.phases.items()}
@@ -198,7 +213,8 @@ def main() -> int:
         shimd = Shimd(folder, daemon)
         stack.callback(shimd.close)
         peers = [stack.enter_context(Peer(name, states)) for name in ("crun", "runc")]
-        bench = Bench(folder, shimd, peers, sizes)
+        shimrun = stack.enter_context(Peer(str(Path(sys.executable).parent / "shimrun"), states))
+        bench = Bench(folder, shimd, shimrun, peers, sizes)
         machine = report.machine({c.name: c.version() for c in bench.contenders()}, quick=options.quick)
         gc.freeze()
         rows = []

@@ -22,7 +22,8 @@ def test_a_quick_run_has_all_lines(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row["figures"] for row in json.loads(results.read_text())["results"]}
-    assert len(rows) == 9
+    assert len(rows) == 11
     for name, figures in rows.items():
-        assert figures["shimd"]["median"] > 0, name
+        # What few containers take of memory drowns in what the allocators keep.
+        assert name.startswith("memory") or figures["shimd"]["median"] > 0, name
         assert name.startswith("memory") or {"crun", "runc"} <= set(figures), name
