@@ -16,7 +16,27 @@ from shimd.cli.parse import UsageError, parse
 from shimd.cli.settings import PROGRAM, Settings
 from shimd.errors import ShimdError
 
-VERBS = ("create", "delete", "exec", "kill", "run", "start", "state")
+VERBS = (
+    "checkpoint",
+    "create",
+    "delete",
+    "doctor",
+    "events",
+    "exec",
+    "features",
+    "kill",
+    "list",
+    "pause",
+    "plan",
+    "ps",
+    "restore",
+    "resume",
+    "run",
+    "spec",
+    "start",
+    "state",
+    "update",
+)
 
 FAILED = 1
 

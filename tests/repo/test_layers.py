@@ -77,7 +77,17 @@ LAYERS = {
         ("google",),
     ),
     # linux: terminals, and what a caller in the foreground does for its process.
-    "shimd.cli": Layer(("shimd.oci", "shimd.host", "shimd.plan", "shimd.runtime", "shimd.linux", "shimd.errors")),
+    "shimd.cli": Layer(
+        (
+            "shimd.oci",
+            "shimd.host",
+            "shimd.plan",
+            "shimd.runtime",
+            "shimd.cgroups.stats",
+            "shimd.linux",
+            "shimd.errors",
+        )
+    ),
     "shimd.daemon": Layer(ALL, (*GRPC, "uvloop")),
     # oci.spec: the template that `shimctl spec` prints needs no daemon.
     "clients": Layer(("shimd.api", "shimd.oci.spec"), (*GRPC, "click", "rich")),
