@@ -7,7 +7,8 @@ noticeably later. Records share one constructor and have the same field descript
 from __future__ import annotations
 
 from _collections import _tuplegetter  # type: ignore[import-not-found]  # the C half of collections has no stub
-from typing import TYPE_CHECKING, Any
+
+from shimd.typed import TYPE_CHECKING, Any
 
 __all__ = ["Record"]
 

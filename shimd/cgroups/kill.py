@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Callable, Iterable
 from errno import ENOENT
 
 from shimd.cgroups.files import Directory, write_error
 from shimd.errors import RuntimeFailure
+from shimd.linux.signals import signal
 
 
 def kill_cgroup(directory: Directory) -> bool:

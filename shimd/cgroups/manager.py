@@ -7,9 +7,7 @@ kernel allows it; nothing is cached.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
-from typing import Protocol
 
 from shimd.cgroups.oom import Watch
 from shimd.cgroups.place import groups_from_state, v1_groups, v2_group
@@ -19,7 +17,9 @@ from shimd.cgroups.v2 import V2Manager
 from shimd.cgroups.view import View
 from shimd.errors import InternalError, Unimplemented
 from shimd.host.facts import HostFacts
+from shimd.linux.signals import signal
 from shimd.oci.model import Resources
+from shimd.typed import Protocol
 
 
 class CgroupManager(Protocol):

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import select
-from typing import Protocol
 
 from shimd.cgroups import files
 from shimd.cgroups.files import errno_text, open_directory
 from shimd.errors import RuntimeFailure
+from shimd.typed import Protocol
 
 
 class Watch(Protocol):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Iterator, Mapping
 from errno import EBUSY
 
@@ -20,6 +19,7 @@ from shimd.cgroups.place import Group, groups_to_state, reachable, sub_path
 from shimd.cgroups.view import View, view_v1
 from shimd.errors import FailedPrecondition, InvalidArgument, RuntimeFailure
 from shimd.linux import proc
+from shimd.linux.signals import signal
 from shimd.oci.model import Resources
 
 Plan = dict[str, list[Write]]  # by controller

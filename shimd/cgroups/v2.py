@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Mapping
 from errno import EACCES, ENOENT, EPERM
 
@@ -19,6 +18,7 @@ from shimd.cgroups.place import Group, groups_to_state, reachable, sub_path
 from shimd.cgroups.view import View, view_v2
 from shimd.errors import FailedPrecondition, InvalidArgument, RuntimeFailure
 from shimd.linux import proc
+from shimd.linux.signals import signal
 from shimd.oci.model import Resources
 
 _DELEGATE = "/sys/kernel/cgroup/delegate"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from shimd.errors import InvalidArgument
+from shimd.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shimd.cli.messages import Messages

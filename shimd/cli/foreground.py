@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import select
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from shimd.cli.pumps import Pump
 from shimd.cli.signals import Enough, SignalProxy
 from shimd.linux import pty
 from shimd.runtime.model import NO_STDIO, Stdio
+from shimd.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shimd.cli.notify import Notify

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from types import TracebackType
-from typing import Any
 
 from shimd.cli.command import Call, Command
 from shimd.cli.messages import Messages
 from shimd.cli.parse import UsageError, parse
 from shimd.cli.settings import PROGRAM, Settings
 from shimd.errors import ShimdError
+from shimd.typed import Any
 
 VERBS = (
     "checkpoint",

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 from shimd.cli.command import Call, flag, number, text
 from shimd.cli.handover import Handover
 from shimd.errors import ShimdError
 from shimd.runtime.bundle import read_config
 from shimd.runtime.model import Container, CreateOptions, Stdio
+from shimd.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shimd.cli.foreground import Foreground

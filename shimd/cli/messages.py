@@ -10,6 +10,7 @@ import os
 import sys
 import time
 
+from shimd import jsontext
 from shimd.errors import InvalidArgument
 
 
@@ -50,10 +51,8 @@ class Messages:
     def _line(self, level: str, message: str, **more: str) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self._json:
-            import json
-
             fields = {"level": level, "msg": message, "time": now, **more}
-            line = json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+            line = jsontext.dumps(fields)
         else:
             words = [f'time="{now}"', f"level={level}", f"msg={_quoted(message)}"]
             line = " ".join(words + [f"{key}={_quoted(value)}" for key, value in more.items()])
@@ -64,9 +63,7 @@ def _quoted(value: str) -> str:
     """In quotes where a reader of key=value lines needs them."""
     if value and all(character.isalnum() or character in "-._/@^+" for character in value) and value.isascii():
         return value
-    import json
-
-    return json.dumps(value, ensure_ascii=False)
+    return jsontext.quoted(value)
 
 
 def _write(fd: int, line: str) -> None:

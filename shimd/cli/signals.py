@@ -9,9 +9,10 @@ of our output delays no signal.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable
 from contextlib import suppress
+
+from shimd.linux.signals import signal
 
 _FAULTS = (signal.SIGILL, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)  # ours: handling them would raise them again
 _OURS = (

@@ -4,9 +4,8 @@ encoder does so there.
 
 from __future__ import annotations
 
-from typing import Any
-
 from shimd.cgroups.stats import BlkioEntry, CpuStats, HugetlbStats, MemoryEntry, MemoryStats, Pressure, Psi, Stats
+from shimd.typed import Any
 
 _BLKIO = (
     ("ioServiceBytesRecursive", "service_bytes"),

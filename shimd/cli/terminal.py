@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import termios
-from typing import Any
 
 from shimd.errors import InvalidArgument
 from shimd.linux import pty
+from shimd.linux.signals import signal
+from shimd.typed import Any
 
 _IFLAG, _OFLAG, _CFLAG, _LFLAG, _CC = 0, 1, 2, 3, 6
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-from typing import NoReturn
+from shimd.linux.signals import signal
+from shimd.typed import NoReturn
 
 
 def unwind_on_signals() -> None:

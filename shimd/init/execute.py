@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from shimd.init import cgroupfs, devices, hooks, mounts, process, program, rootfs, terminal
 from shimd.init.context import Aborted, Context, StepFailed
 from shimd.init.handshake import Failure
 from shimd.plan import ops
+from shimd.typed import Any
 
 
 def _sync(ctx: Context, op: ops.Sync) -> None:

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 from errno import EPIPE
-from typing import NoReturn
 
 from shimd.init.context import Context, StepFailed
 from shimd.linux import process
+from shimd.linux.signals import signal
 from shimd.plan import ops
+from shimd.typed import NoReturn
 
 MAX_OUTPUT = 8 * 1024  # of what a hook prints, as much as its error text carries
 _CHUNK = 64 * 1024

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterable
 from fcntl import F_DUPFD_CLOEXEC, fcntl
-from typing import NoReturn
 
 from shimd.init.context import Aborted, Context
 from shimd.init.execute import execute
@@ -17,6 +16,7 @@ from shimd.init.handshake import Failure
 from shimd.linux import process
 from shimd.linux.pty import set_controlling_terminal
 from shimd.plan.ops import Step
+from shimd.typed import NoReturn
 
 FAILED = 1
 NAME = "shimd:[init]"  # in ps, up to the execve

@@ -11,9 +11,9 @@ import errno
 import marshal
 import os
 from _socket import socket
-from typing import Any
 
 from shimd.linux import fdpass, memfd
+from shimd.typed import Any
 
 MAX_INLINE = 48 * 1024
 MAX_MESSAGE = 64 * 1024 * 1024

@@ -21,7 +21,6 @@ import select
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
 
 from shimd.errors import InternalError
 from shimd.init.context import Context
@@ -45,6 +44,7 @@ from shimd.linux.succeed import Successor
 from shimd.plan import ops
 from shimd.plan.wire import dumps, loads
 from shimd.records import Record
+from shimd.typed import NoReturn
 
 SPARE_NAME = "shimd:[spare]"
 

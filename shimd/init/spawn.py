@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 from collections.abc import Callable
-from typing import NoReturn
 
 from shimd.errors import InternalError, RuntimeFailure
 from shimd.init.context import Context
@@ -26,6 +25,7 @@ from shimd.init.request import Launched, LaunchRequest
 from shimd.linux import fdpass, process
 from shimd.plan import ops
 from shimd.plan.wire import loads
+from shimd.typed import NoReturn
 
 _MAX_REPORT = 32 * 1024
 

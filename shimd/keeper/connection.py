@@ -6,9 +6,9 @@ import marshal
 import select
 import sys
 from _socket import socket
-from typing import Any, Protocol
 
 from shimd.init.packets import MalformedMessage, close_all, receive_message, send_message
+from shimd.typed import Any, Protocol
 
 _MAX_QUEUE = 16 * 1024  # exits; one is about 100 bytes
 

@@ -13,7 +13,6 @@ import gc
 import os
 import resource
 import select
-import signal
 import sys
 from _socket import AF_UNIX, SO_PEERCRED, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOL_SOCKET, socket
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from shimd.keeper.protocol import LOCK_NAME, SOCKET_NAME
 from shimd.keeper.requests import Keeper
 from shimd.keeper.spares import Spares
 from shimd.linux import process
+from shimd.linux.signals import signal
 
 _BACKLOG = 128
 _UCRED_SIZE = 12

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from errno import EBUSY, EIO, ENOENT, EPROTO
-from typing import Any
 
 from shimd.errors import RuntimeFailure, ShimdError
 from shimd.init.request import Launched, LaunchRequest
@@ -15,6 +14,7 @@ from shimd.keeper.children import Children
 from shimd.keeper.connection import Connection, Watcher
 from shimd.keeper.protocol import VERSION, Exit
 from shimd.keeper.spares import Spares
+from shimd.typed import Any
 
 Results = tuple[tuple[Any, ...], list[int]]
 

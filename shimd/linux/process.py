@@ -10,11 +10,11 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # no enum members made of numbers, as signal does; no stub exists
 import ctypes
 import os
-import signal
 import struct
 from fcntl import ioctl
 
 from shimd.linux._libc import NR, address, buffer, encode, syscall
+from shimd.linux.signals import signal
 
 CLONE_VM = 0x00000100
 CLONE_PIDFD = 0x00001000

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
 
 from shimd.oci import values
 from shimd.oci.rules import UNSUPPORTED_ACTIONS
 from shimd.oci.spec import OCI_VERSION, OCI_VERSION_MIN
+from shimd.typed import Any, Protocol
 
 
 class Host(Protocol):

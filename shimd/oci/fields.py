@@ -7,12 +7,12 @@ problem, so that all of them are found, and put a blank in the place of what the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol
 
+from shimd import jsontext
 from shimd.errors import Problem
+from shimd.typed import Any, Protocol
 
 MAX_PROBLEMS = 100  # of one document; a hostile one could have a million
 
@@ -62,7 +62,7 @@ def show(value: object) -> str:
         return "an object"
     if isinstance(value, list):
         return "an array"
-    text = json.dumps(value)
+    text = jsontext.dumps(value)
     return text if len(text) <= 80 else text[:79] + "…"
 
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 from shimd.records import Record
+from shimd.typed import Any
 
 Pairs = Mapping[str, str]
 

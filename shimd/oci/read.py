@@ -8,14 +8,14 @@ equal names wins, null is the same as absent, and 1.0 is not an integer; unlike 
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable
-from typing import Any, NoReturn
 
+from shimd import jsontext
 from shimd.errors import InvalidSpec, Problem
 from shimd.oci import rules, tables
 from shimd.oci.fields import MAX_PROBLEMS, Document, ObjectOf, Refused
 from shimd.oci.model import Process, Resources, Spec
+from shimd.typed import Any
 
 MAX_BYTES = 4 << 20
 CACHED_BYTES = 64 << 10  # larger documents are not worth the memory
@@ -67,7 +67,7 @@ def _decode(data: bytes, title: str) -> Any:
     if len(data) > MAX_BYTES:
         raise InvalidSpec([Problem("", f"{len(data)} bytes are more than {MAX_BYTES}")], document=title)
     try:
-        return _DECODER.decode(data.decode("utf-8"))
+        return jsontext.loads(data.decode("utf-8"))
     except RecursionError:
         reason = "nested too deeply"
     except UnicodeDecodeError as error:
@@ -75,13 +75,6 @@ def _decode(data: bytes, title: str) -> Any:
     except ValueError as error:
         reason = f"not JSON: {error}"
     raise InvalidSpec([Problem("", reason)], document=title)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _listed(raw: Any, problems: Iterable[Problem], unlisted: int) -> list[Problem]:

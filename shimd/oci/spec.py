@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-from typing import Any
+
+from shimd.typed import Any
 
 OCI_VERSION = "1.3.0"  # of the specification that shimd implements
 OCI_VERSION_MIN = "1.0.0"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
+from shimd import jsontext
 from shimd.oci.spec import OCI_VERSION
+from shimd.typed import Any
 
 
 def hook_state(
@@ -50,4 +50,4 @@ def state_document(
 
 def dumps(state: Mapping[str, Any]) -> str:
     """As hooks get it: one line."""
-    return json.dumps(state, separators=(",", ":"))
+    return jsontext.dumps(state)

@@ -7,7 +7,6 @@ against these tables by a test. Fields that are not here are ignored, as the spe
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from shimd.oci import model, values
 from shimd.oci.fields import (
@@ -33,6 +32,7 @@ from shimd.oci.fields import (
     show,
     string,
 )
+from shimd.typed import Any
 
 identifier = integer(0, 2**32 - 2)  # 2^32-1 is "no change" to setresuid and chown
 uint32 = integer(*UINT32)

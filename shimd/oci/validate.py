@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
 
 from shimd.errors import InvalidSpec, Problem
 from shimd.oci.fields import show
 from shimd.oci.mappings import is_bind, is_id_mapped
 from shimd.oci.model import IdMapping, Process, Resources, Spec
 from shimd.oci.values import CAPABILITIES, huge_page_kib, sysctl_path
+from shimd.typed import Any, Protocol
 
 Problems = Iterator[Problem]
 Rule = Callable[[Any, "Host"], Problems]

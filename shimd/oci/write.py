@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from shimd.oci import tables
 from shimd.oci.fields import ListOf, MapOf, ObjectOf
 from shimd.oci.model import Resources
+from shimd.typed import Any
 
 
 def resources_document(resources: Resources) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from _thread import get_ident
 from errno import EEXIST, ENOSYS, EPERM
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
 
 from shimd.errors import InvalidSpec, Problem, Unimplemented
 from shimd.host.facts import HostFacts
@@ -24,6 +23,7 @@ from shimd.linux._libc import MACHINE
 from shimd.oci import model
 from shimd.plan import bpf
 from shimd.records import Record
+from shimd.typed import Any
 
 FORMAT = b"shimd seccomp 1\n"  # to be raised when the same profile compiles to something else
 _DIGEST_SIZE = 32

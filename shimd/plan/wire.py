@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import marshal
 from binascii import b2a_base64
-from typing import Any
 
 from shimd.errors import InternalError
 from shimd.linux.process import NAMESPACE_FILES
 from shimd.plan import ops
+from shimd.typed import Any
 
 WIRE_VERSION = 1
 

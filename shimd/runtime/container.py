@@ -7,7 +7,6 @@ Thread-safe for different containers; operations on one container are serialised
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from shimd.cgroups.manager import from_state
 from shimd.cgroups.stats import Stats
@@ -32,6 +31,7 @@ from shimd.runtime.model import (
 )
 from shimd.runtime.state import StateDir, check_id
 from shimd.runtime.status import Status
+from shimd.typed import Any
 
 __all__ = ["Container", "CreateOptions", "ExecOptions", "ExecProcess", "Listing", "Runtime", "Stdio"]
 

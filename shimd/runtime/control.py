@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal as signals
-from typing import Any
 
 from shimd.cgroups.stats import Stats
 from shimd.errors import NotFound
@@ -17,6 +16,7 @@ from shimd.runtime.model import Container, Environment
 from shimd.runtime.process import is_dead
 from shimd.runtime.state import START_SOCKET
 from shimd.runtime.status import Operation, Status, check
+from shimd.typed import Any
 
 
 def derive_status(container: Container) -> Status:
@@ -50,7 +50,7 @@ def state_document(container: Container) -> dict[str, Any]:
     state = container.state
     return statejson.state_document(
         container_id=state.id,
-        status=status.value,
+        status=status,
         pid=0 if status is Status.STOPPED else state.pid,
         bundle=state.bundle,
         rootfs=state.rootfs,

@@ -5,12 +5,12 @@ repeated.
 from __future__ import annotations
 
 import os
-import signal
 from contextlib import suppress
 
 from shimd.cgroups.manager import from_state
 from shimd.errors import DeadlineExceeded, NotFound, RuntimeFailure, ShimdError
 from shimd.linux.process import pidfd_send_signal
+from shimd.linux.signals import signal
 from shimd.plan.ops import HookSpec
 from shimd.plan.rootfs import hook_specs
 from shimd.runtime.control import derive_status, is_alive
@@ -34,7 +34,7 @@ def delete(env: Environment, container: Container, *, force: bool) -> tuple[str,
     env.launcher.forget(*_launch_names(container))
     container.directory.remove()
     if poststop:
-        state = hook_state(container.id, Status.STOPPED.value, 0, container.bundle, container.state.annotations)
+        state = hook_state(container.id, Status.STOPPED, 0, container.bundle, container.state.annotations)
         problems += run_hooks_through("poststop", poststop, state, cwd=container.bundle)
     # After the hooks, which may want to see what the container has left.
     unmount_rootfs(container.bundle, container.state.rootfs_mounts)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 from _socket import socket
 from contextlib import closing
 
 from shimd.errors import NotFound, RuntimeFailure
 from shimd.linux.process import pidfd_send_signal
+from shimd.linux.signals import signal
 from shimd.oci.model import Process
 from shimd.oci.validate import validate_process
 from shimd.plan import options as plan_options

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from shimd.errors import RuntimeFailure
 from shimd.linux import memfd
+from shimd.linux.signals import signal
 from shimd.plan.ops import HookSpec
+from shimd.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import subprocess
@@ -136,7 +136,9 @@ def _text(data: bytes) -> str:
 
 
 def _signal_name(number: int) -> str:
+    from signal import Signals  # a set of names that only this needs
+
     try:
-        return signal.Signals(number).name
+        return Signals(number).name
     except ValueError:
         return str(number)

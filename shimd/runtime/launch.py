@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import select
-import signal
-from typing import TYPE_CHECKING, Protocol
 
 from shimd.init.request import Launched, LaunchRequest
 from shimd.linux.process import pidfd_send_signal
+from shimd.linux.signals import signal
+from shimd.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # a command line has no keeper, and no need of what its client loads
     from shimd.keeper.client import KeeperClient

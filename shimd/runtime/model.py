@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
 
+from shimd import jsontext
 from shimd.cgroups.manager import CgroupManager
 from shimd.errors import FailedPrecondition, RuntimeFailure
 from shimd.host.facts import HostFacts
@@ -178,7 +178,7 @@ class Container:
     def resources(self) -> Resources:
         """The limits in force: the configuration's, or those of the last update."""
         changed = self.state.changed_resources
-        return read_resources(json.dumps(changed).encode()) if changed else self.spec.linux.resources
+        return read_resources(jsontext.dumps(changed).encode()) if changed else self.spec.linux.resources
 
     def take_console(self) -> int:
         """Hand the pty's master over to the caller; -1 when there is none."""

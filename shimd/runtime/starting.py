@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-
 from shimd.errors import FailedPrecondition, RuntimeFailure, ShimdError
 from shimd.init import handshake
+from shimd.linux.signals import signal
 from shimd.plan.rootfs import hook_specs
 from shimd.runtime.control import derive_status, is_alive, kill
 from shimd.runtime.dialogue import InitFailed

@@ -8,16 +8,16 @@ bundle may change.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
-from typing import Any
 
+from shimd import jsontext
 from shimd.errors import AlreadyExists, InvalidArgument, NotFound, RuntimeFailure
 from shimd.records import Record
+from shimd.typed import Any
 
 SCHEMA = 1
 STATE_FILE = "state.json"
@@ -74,12 +74,12 @@ def dumps(state: ContainerState) -> bytes:
     document: dict[str, Any] = {"schema": SCHEMA}
     for field, value in zip(state._fields, state, strict=True):
         document[_KEYS.get(field, field)] = value
-    return json.dumps(document, separators=(",", ":")).encode()
+    return jsontext.dumps(document).encode()
 
 
 def loads(data: bytes) -> ContainerState:
     """Read state.json; raises ValueError for anything that dumps() has not written."""
-    document = json.loads(data)
+    document = jsontext.loads(data.decode())
     if not isinstance(document, dict):
         raise ValueError("not an object")
     if document.get("schema") != SCHEMA:

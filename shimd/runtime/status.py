@@ -6,35 +6,41 @@ the start socket. The words of the refusals are runc's, because containerd, Dock
 
 from __future__ import annotations
 
-from enum import Enum
-
 from shimd.errors import FailedPrecondition, NotFound, ShimdError
+from shimd.typed import ClassVar
 
 
-class Status(Enum):
-    """The states of the OCI runtime specification and ``paused``; the value is the word of the state document."""
+class Status(str):
+    """The states of the OCI runtime specification and ``paused``, as the words of the state document."""
 
-    CREATING = "creating"
-    CREATED = "created"
-    RUNNING = "running"
-    PAUSED = "paused"
-    STOPPED = "stopped"
+    __slots__ = ()
+    CREATING: ClassVar[Status]
+    CREATED: ClassVar[Status]
+    RUNNING: ClassVar[Status]
+    PAUSED: ClassVar[Status]
+    STOPPED: ClassVar[Status]
 
 
-class Operation(Enum):
-    START = "start"
-    KILL = "kill"
-    KILL_ALL = "kill all"
-    DELETE = "delete"
-    FORCE_DELETE = "force delete"
-    EXEC = "exec"
-    EXEC_IGNORE_PAUSED = "exec, paused or not"
-    PAUSE = "pause"
-    RESUME = "resume"
-    UPDATE = "update"
-    STATS = "stats"
-    PIDS = "pids"
+class Operation(str):
+    __slots__ = ()
+    START: ClassVar[Operation]
+    KILL: ClassVar[Operation]
+    KILL_ALL: ClassVar[Operation]
+    DELETE: ClassVar[Operation]
+    FORCE_DELETE: ClassVar[Operation]
+    EXEC: ClassVar[Operation]
+    EXEC_IGNORE_PAUSED: ClassVar[Operation]
+    PAUSE: ClassVar[Operation]
+    RESUME: ClassVar[Operation]
+    UPDATE: ClassVar[Operation]
+    STATS: ClassVar[Operation]
+    PIDS: ClassVar[Operation]
 
+
+# Not enum.Enum, which takes a command line a millisecond to load.
+for _kind in (Status, Operation):
+    for _name in _kind.__annotations__:
+        setattr(_kind, _name, _kind(_name.lower()))
 
 _ALREADY_RUNNING = "cannot start an already running container"
 _NOT_RUNNING = "container not running"
@@ -89,7 +95,7 @@ _CLASSES: dict[Operation, type[ShimdError]] = {Operation.KILL: NotFound}
 
 def refusal(operation: Operation, status: Status, container_id: str) -> str:
     """Why ``operation`` is not possible in ``status``, or ""."""
-    return _REFUSALS[operation].get(status, "").format(id=container_id, status=status.value)
+    return _REFUSALS[operation].get(status, "").format(id=container_id, status=status)
 
 
 def check(operation: Operation, status: Status, container_id: str) -> None:

@@ -38,7 +38,7 @@ async def load(lifecycle: Lifecycle, held: HeldStreams) -> None:
     for found in await lifecycle.in_thread(_find, lifecycle.runtime, held):
         lifecycle.take_back(*found)
         runtime, status = found.runtime, found.status
-        _log.info("found %s container", status.value, extra=_fields(runtime))
+        _log.info("found %s container", status, extra=_fields(runtime))
 
 
 def _find(runtime: Runtime, held: HeldStreams) -> list[_Found]:

@@ -27,6 +27,8 @@ LAYERS = {
     "shimd": Layer(),
     "shimd.errors": Layer(),
     "shimd.records": Layer(),
+    "shimd.typed": Layer(),
+    "shimd.jsontext": Layer(),
     "shimd.settings": Layer(("shimd.errors",)),
     "shimd.logs": Layer(("shimd.settings",)),
     "shimd.systemd": Layer(("shimd.errors",)),
@@ -105,8 +107,8 @@ LAYERS = {
         )
     ),
 }
-# The version, and what classes are made of.
-EVERYWHERE = ("shimd", "shimd.records")
+# The version, what classes and annotations are made of, and what takes the place of slow parts of the library.
+EVERYWHERE = ("shimd", "shimd.records", "shimd.typed", "shimd.jsontext")
 # Entry points that nobody imports.
 TOPS = ("shimd.daemon", "shimd.cli")
 

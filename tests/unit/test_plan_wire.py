@@ -186,4 +186,5 @@ def test_reading_a_plan_imports_little() -> None:
         "shimd.plan.rootfs_ops",
         "shimd.plan.wire",
         "shimd.records",
+        "shimd.typed",
     ]

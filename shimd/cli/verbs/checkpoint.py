@@ -30,7 +30,7 @@ COMMAND = Command(
 
 def run(call: Call) -> int:
     with call.container() as container:
-        status = call.runtime().status(container).value
+        status = call.runtime().status(container)
     if status in ("created", "stopped"):
         raise FailedPrecondition(f"Container cannot be checkpointed in {status} state")
     _check_parent(call.text("image-path") or "checkpoint", call.text("parent-path"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import select
 import time
-from typing import TYPE_CHECKING, Any
 
 from shimd.cli.command import ID_ARGUMENT, Call, Command, flag, text
 from shimd.cli.parse import UsageError
 from shimd.errors import FailedPrecondition, InvalidArgument, RuntimeFailure, ShimdError
+from shimd.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shimd.runtime.model import Container

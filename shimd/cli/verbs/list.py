@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
 from shimd.cli.command import Call, Command, flag, text
 from shimd.errors import InvalidArgument, NotFound
+from shimd.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shimd.runtime.model import Container

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+from shimd import jsontext
 from shimd.cli.command import ID_ARGUMENT, Call, Command
 
 COMMAND = Command("output the state of a container", ID_ARGUMENT, least=1, most=1)
@@ -12,5 +11,5 @@ COMMAND = Command("output the state of a container", ID_ARGUMENT, least=1, most=
 def run(call: Call) -> int:
     with call.container() as container:
         document = call.runtime().state_document(container)
-    call.write(json.dumps(document, indent=2, ensure_ascii=False))
+    call.write(jsontext.pretty(document, "  "))
     return 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
 
 from shimd.cli.command import ID_ARGUMENT, Call, Command, number, text
 from shimd.cli.units import size
 from shimd.errors import FailedPrecondition, InvalidArgument, NotFound
+from shimd.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shimd.oci.model import Resources
