@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from shimd.cli.parse import Parsed
     from shimd.cli.settings import Settings
     from shimd.runtime.container import Runtime
+    from shimd.runtime.direct import DirectLauncher
     from shimd.runtime.model import Container
 
 Value = bool | int | str | list[str]
@@ -89,12 +90,13 @@ Where "<container-id>" is your name for the container that you are making; it mu
 class Call:
     """One call of a verb."""
 
-    def __init__(self, settings: Settings, messages: Messages, parsed: Parsed) -> None:
+    def __init__(self, settings: Settings, messages: Messages, parsed: Parsed, launcher: DirectLauncher) -> None:
         self.settings = settings
         self.messages = messages
         self.arguments = parsed.arguments
         self._values = parsed.values
         self._given = parsed.given
+        self._launcher = launcher
         self._runtime: Runtime | None = None
 
     def flag(self, name: str) -> bool:
@@ -130,7 +132,7 @@ class Call:
         if self._runtime is None:
             from shimd.cli.start import make_runtime
 
-            self._runtime = make_runtime(self.settings)
+            self._runtime = make_runtime(self.settings, self._launcher)
         return self._runtime
 
     def container(self) -> Container:

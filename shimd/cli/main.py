@@ -5,6 +5,7 @@ No module is imported here that one of the verbs does not need: see ``shimd.cli`
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from types import TracebackType
@@ -14,6 +15,7 @@ from shimd.cli.messages import Messages
 from shimd.cli.parse import UsageError, parse
 from shimd.cli.settings import PROGRAM, Settings
 from shimd.errors import ShimdError
+from shimd.runtime.direct import DirectLauncher
 from shimd.typed import Any
 
 VERBS = (
@@ -40,8 +42,11 @@ VERBS = (
 
 FAILED = 1
 
+_LAUNCHING = ("create", "exec", "run")
+
 
 def main() -> int:
+    gc.disable()  # there is little garbage in a short life
     _open_standard_streams()
     program = os.path.basename(sys.argv[0])
     return _Program(program).main(sys.argv[1:])
@@ -75,6 +80,9 @@ class _Program:
         if parsed.help or not parsed.arguments or parsed.arguments[0] in ("help", "h"):
             return self.print_help(parsed.arguments[1:])
         verb, *rest = parsed.arguments
+        launcher = DirectLauncher()
+        if verb in _LAUNCHING:
+            launcher.prepare()  # as soon as can be: it takes as long as all that we do before we need it
         self.command = self.load(verb)
         self.verb = verb
         own = parse(rest, self.command.options, stop_at=self.command.stop_at)
@@ -83,7 +91,7 @@ class _Program:
         settings = Settings(self.name, parsed)
         self.messages = Messages(settings.log, settings.log_format, debug=settings.debug)
         self.check_arguments(own.arguments)
-        code: int = _module(verb).run(Call(settings, self.messages, own))
+        code: int = _module(verb).run(Call(settings, self.messages, own, launcher))
         return code
 
     def load(self, verb: str) -> Command:

@@ -11,7 +11,8 @@
        │                                                            │ the plan
 
 The spare cannot become the container's init itself: that has to be born in its pid namespace and its cgroup. With a
-stage the new process is the stage, which then clones as always (``shimd.init.spawn``).
+stage the new process is the stage, which then clones as always (``shimd.init.spawn``), unless the stage only joins a
+pid namespace, which the spare can do for its next child.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from shimd.init.context import Context
 from shimd.init.execute import execute
 from shimd.init.handshake import Failure
 from shimd.init.main import FAILED, NAME, carry_out, close_others, enter
-from shimd.init.packets import receive_message, send_message
+from shimd.init.packets import receive_message
+from shimd.init.pending import Pending, Task, failure_of_stage, send_task
 from shimd.init.request import LaunchRequest
-from shimd.init.spawn import Pending, Steps, clone_and_report
+from shimd.init.spawn import Steps, clone_and_report, pid_namespace_alone
 from shimd.linux import fdpass, process
 from shimd.linux.mount import (
     MOUNT_ATTR_NODEV,
@@ -43,7 +45,6 @@ from shimd.linux.mount import (
 from shimd.linux.succeed import Successor
 from shimd.plan import ops
 from shimd.plan.wire import dumps, loads
-from shimd.records import Record
 from shimd.typed import NoReturn
 
 SPARE_NAME = "shimd:[spare]"
@@ -71,16 +72,6 @@ _PRACTICE = dumps(
 )  # fmt: skip
 
 
-class Task(Record):
-    """What a spare is told, beside the descriptors: of the slots in order, then of the cgroup if there is one."""
-
-    clone: int
-    stage: bytes
-    steps: bytes
-    slots: tuple[str, ...]
-    has_cgroup: bool
-
-
 class Spare:
     """The launcher's side of one. It ends by itself when the launcher does."""
 
@@ -103,14 +94,8 @@ class Spare:
 
     def hand_over(self, request: LaunchRequest) -> Pending | None:
         """The launch, under way; None when the spare is dead. Used once. The descriptors stay the caller's."""
-        fds = [fd for _, fd in request.fds]
-        has_cgroup = request.cgroup_fd >= 0
-        if has_cgroup:
-            fds.append(request.cgroup_fd)
-        slots = tuple([name for name, _ in request.fds])
-        task = Task(request.clone, request.stage, request.steps, slots, has_cgroup)
         try:
-            send_message(self._channel, tuple(task), fds)
+            send_task(self._channel, request)
         except OSError:
             self._channel.close()
             os.close(self._pidfd)
@@ -142,10 +127,27 @@ def warm_up() -> None:
     os.close(root)
 
 
+def be_spare(channel: int) -> NoReturn:
+    """The program of a spare that is no fork of its launcher, but was executed: it serves a command line once."""
+    os.umask(0o022)  # like the keeper: what is made in a container does not depend on who makes it
+    try:
+        successor = Successor()
+    except OSError:
+        successor = None
+    try:
+        _await_task(enter((("spare", channel),)), successor)
+    finally:
+        os._exit(FAILED)
+
+
 def _serve(channel: int, successor: Successor) -> NoReturn:
     ctx = enter((("spare", channel),))
     warm_up()
     close_others((channel,))  # an operation that fails leaves its descriptors to the end of its process
+    _await_task(ctx, successor)
+
+
+def _await_task(ctx: Context, successor: Successor | None) -> NoReturn:
     process.set_name(SPARE_NAME)
     sock = socket(fileno=ctx.take("spare"))
     message, fds = receive_message(sock)
@@ -157,11 +159,20 @@ def _serve(channel: int, successor: Successor) -> NoReturn:
     os._exit(FAILED)
 
 
-def _launch(sock: socket, successor: Successor, task: Task, fds: list[int]) -> Failure:
+def _launch(sock: socket, successor: Successor | None, task: Task, fds: list[int]) -> Failure:
     """Returns only when the process could not be made."""
     cgroup = fds.pop() if task.has_cgroup else -1
     try:
         stage, steps = loads(task.stage) if task.stage else (), loads(task.steps)
+        if successor is None:
+            if cgroup >= 0:
+                _join(cgroup)
+            ctx = Context(dict(zip(task.slots, fds, strict=True)))
+            _be_stage(sock, ctx, task.clone, stage, steps, 0)
+        slot = pid_namespace_alone(stage)
+        if slot:
+            process.setns(fds[task.slots.index(slot)], process.CLONE_NEWPID)
+            stage = ()
         pid, predecessor = successor.clone(0 if stage else task.clone, cgroup_fd=cgroup)
     except InternalError as e:
         return Failure(-1, "", "", "make process", 0, str(e))
@@ -175,20 +186,28 @@ def _launch(sock: socket, successor: Successor, task: Task, fds: list[int]) -> F
             os.close(fd)
     ctx = Context(dict(zip(task.slots, fds, strict=True)))
     if stage:
-        return _be_stage(sock, ctx, task.clone, stage, steps)
+        _be_stage(sock, ctx, task.clone, stage, steps, pid)
     pidfd = process.pidfd_open(os.getpid())
-    fdpass.send(sock, str(pid).encode(), [pidfd])
+    fdpass.send(sock, b"%d 0" % pid, [pidfd])
     os.close(pidfd)
     sock.close()
     carry_out(ctx, steps)
 
 
-def _be_stage(sock: socket, ctx: Context, clone: int, stage: Steps, steps: Steps) -> Failure:
+def _be_stage(sock: socket, ctx: Context, clone: int, stage: Steps, steps: Steps, own_pid: int) -> NoReturn:
     ctx.staged = True
-    failure = execute(ctx, stage) or clone_and_report(ctx, clone, steps, sock.fileno())
-    if failure is None:
-        os._exit(0)
-    return failure
+    failure = execute(ctx, stage) or clone_and_report(ctx, clone, steps, sock.fileno(), own_pid)
+    if failure is not None:
+        fdpass.send(sock, failure_of_stage(own_pid, failure))
+    os._exit(0 if failure is None else FAILED)
+
+
+def _join(cgroup: int) -> None:
+    """A cgroup v2, where the process cannot be born."""
+    fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=cgroup)
+    os.write(fd, b"0")
+    os.close(fd)
+    os.close(cgroup)
 
 
 def _needs_to_be_alone(op: ops.Op) -> bool:

@@ -19,70 +19,33 @@ from collections.abc import Callable
 from shimd.errors import InternalError, RuntimeFailure
 from shimd.init.context import Context
 from shimd.init.execute import execute
-from shimd.init.handshake import Failure, decode
+from shimd.init.handshake import Failure
 from shimd.init.main import FAILED, enter, resume, run_child
+from shimd.init.pending import Pending
 from shimd.init.request import Launched, LaunchRequest
 from shimd.linux import fdpass, process
 from shimd.plan import ops
 from shimd.plan.wire import loads
 from shimd.typed import NoReturn
 
-_MAX_REPORT = 32 * 1024
-
 Steps = tuple[ops.Step, ...]
-
-
-class Pending:
-    """A stage at work: ``report`` is readable when it has cloned or failed, ``finish`` then tells which."""
-
-    def __init__(self, pid: int, pidfd: int, report: socket) -> None:
-        self.pid = pid
-        self.pidfd = pidfd
-        self.report = report
-
-    def finish(self) -> Launched:
-        """Waits for the stage. Raises RuntimeFailure. The stage's zombie is the caller's to reap."""
-        try:
-            data, fds = fdpass.recv(self.report, _MAX_REPORT, 1)
-        except ConnectionResetError:  # it died with something unread
-            data, fds = b"", []
-        finally:
-            self.report.close()
-            os.close(self.pidfd)
-        if fds:
-            return Launched(int(data), fds[0])
-        message = decode(data)
-        failure = message.failure
-        if failure is None:
-            raise RuntimeFailure("prepare namespaces: the intermediate process died")
-        where = f"prepare namespaces ({failure.origin})" if failure.origin else "prepare namespaces"
-        raise RuntimeFailure(f"{where}: {failure}")
 
 
 def _nothing() -> None:
     pass
 
 
-def clone_into_plan(request: LaunchRequest) -> Launched:
-    """The process, a child of the caller. Raises RuntimeFailure. The caller has one thread."""
-    made = start_clone(request)
-    if isinstance(made, Launched):
-        return made
-    try:
-        return made.finish()
-    finally:
-        os.waitpid(made.pid, 0)
-
-
 def start_clone(request: LaunchRequest, in_child: Callable[[], None] = _nothing) -> Launched | Pending:
-    """As ``clone_into_plan``, without waiting for a stage. ``in_child`` undoes what the launcher did to itself."""
+    """The process, a child of the caller, or the stage that makes it. Raises RuntimeFailure. The caller has one
+    thread; ``in_child`` undoes what it did to itself.
+    """
     try:
         # Here and not in the child, where every page that is written to has to be copied first.
         steps = loads(request.steps)
         if not request.stage:
             return _clone(request, steps, in_child)
         stage = loads(request.stage)
-        slot = _pid_namespace_alone(stage)
+        slot = pid_namespace_alone(stage)
         if slot:
             return _clone_in_pid_namespace(request, steps, slot, in_child)
         return _start_stage(request, stage, steps, in_child)
@@ -103,7 +66,7 @@ def _clone(request: LaunchRequest, steps: Steps, in_child: Callable[[], None]) -
     return Launched(pid, pidfd)
 
 
-def _pid_namespace_alone(steps: Steps) -> str:
+def pid_namespace_alone(steps: Steps) -> str:
     """The slot of the pid namespace when joining it is all that the stage does."""
     if len(steps) == 1:
         op = steps[0].op
@@ -153,8 +116,8 @@ def _run_stage(request: LaunchRequest, stage: Steps, steps: Steps, report: int) 
     os._exit(0 if failure is None else FAILED)
 
 
-def clone_and_report(ctx: Context, clone: int, steps: Steps, report: int) -> Failure | None:
-    """The last thing that a stage does."""
+def clone_and_report(ctx: Context, clone: int, steps: Steps, report: int, stage: int = 0) -> Failure | None:
+    """The last thing that a stage does; ``stage`` is its pid when the launcher does not know it."""
     flags = clone | process.CLONE_PARENT
     try:
         # A filter of the container, loaded by the stage, may know the old call only.
@@ -165,5 +128,5 @@ def clone_and_report(ctx: Context, clone: int, steps: Steps, report: int) -> Fai
         os.close(report)
         os.setsid()
         resume(ctx, steps)
-    fdpass.send(socket(fileno=report), str(pid).encode(), [pidfd])
+    fdpass.send(socket(fileno=report), b"%d %d" % (pid, stage), [pidfd])
     return None

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable
 from errno import EBUSY, EIO, ENOENT, EPROTO
 
 from shimd.errors import RuntimeFailure, ShimdError
+from shimd.init.pending import Pending
 from shimd.init.request import Launched, LaunchRequest
-from shimd.init.spawn import Pending, start_clone
+from shimd.init.spawn import start_clone
 from shimd.keeper.children import Children
 from shimd.keeper.connection import Connection, Watcher
 from shimd.keeper.protocol import VERSION, Exit

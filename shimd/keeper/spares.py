@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from shimd.init.pending import Pending
 from shimd.init.request import LaunchRequest
 from shimd.init.spare import Spare
-from shimd.init.spawn import Pending
 from shimd.linux.succeed import Successor
 
 # Made once the keeper had nothing to do for so long: not while many launches follow on each other and the processors

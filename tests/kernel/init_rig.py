@@ -13,10 +13,10 @@ from typing import NamedTuple
 from shimd.init import handshake
 from shimd.init.handshake import Failure, Message
 from shimd.init.request import LaunchRequest
-from shimd.init.spawn import clone_into_plan
 from shimd.linux.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MS_REC, MS_SLAVE
 from shimd.linux.process import CLONE_NEWNS, CLONE_NEWPID
 from shimd.plan import ops, wire
+from tests.kernel.cloning import clone_into_plan
 from tests.support import wait
 
 NO_ATTR = ops.MountAttr(0, 0, 0, recursive=False)

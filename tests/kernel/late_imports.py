@@ -14,9 +14,9 @@ sys.path.append(sys.argv[1])
 from shimd.init import execute
 from shimd.init.context import Context
 from shimd.init.request import LaunchRequest
-from shimd.init.spawn import clone_into_plan
 from shimd.linux.process import CLONE_NEWNS, CLONE_NEWPID
 from shimd.plan import ops
+from tests.kernel.cloning import clone_into_plan
 
 KNOWN = set(sys.modules)
 CONTROL = 9

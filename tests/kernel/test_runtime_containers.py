@@ -564,7 +564,7 @@ def test_a_container_of_six_mebibytes_starts(rig: Rig) -> None:
 @requires("cgroup:memory")
 def test_an_init_that_does_not_fit_its_memory_says_so(direct: Rig) -> None:
     spec = shell("true")
-    spec["linux"]["resources"]["memory"] = {"limit": 200 << 10}
+    spec["linux"]["resources"]["memory"] = {"limit": 4 << 10}
     with pytest.raises(RuntimeFailure, match=r"OOM-killed \(memory limit too low\?\)"):
         direct.create(spec)
     assert not direct.state_dir().exists()

@@ -54,7 +54,7 @@ LAYERS = {
             "shimd.keeper.protocol",  # Exit, without the client's imports
             "shimd.init.handshake",
             "shimd.init.request",
-            "shimd.init.spawn",  # launching without a keeper
+            "shimd.init.pending",  # launching without a keeper
             "shimd.errors",
         )
     ),
