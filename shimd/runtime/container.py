@@ -16,7 +16,7 @@ from shimd.linux.process import pidfd_open
 from shimd.oci.model import Process, Resources
 from shimd.plan.ops import Plan
 from shimd.records import Record
-from shimd.runtime import control, creating, deleting, execing, planning, starting
+from shimd.runtime import control, creating, deleting, execing, notes, planning, starting
 from shimd.runtime.launch import Launcher
 from shimd.runtime.model import (
     DEFAULT_CREATE,
@@ -98,6 +98,17 @@ class Runtime:
         """Forget a dead process and close its pidfd."""
         execing.delete_exec(self.env, container, process)
 
+    def find_execs(self, container: Container) -> tuple[tuple[notes.ExecNote, ExecProcess], ...]:
+        """Those that were noted (see ExecOptions). Raises RuntimeFailure for a damaged note."""
+        try:
+            found = notes.execs(container)
+        except ValueError as error:
+            raise RuntimeFailure(f"read {container.directory.path}: {error}") from error
+        return tuple(
+            (note, ExecProcess(note.id, note.pid, _open_process(note.pid, note.start_time), -1, (), {}))
+            for note in found
+        )
+
     def delete(self, container: Container, *, force: bool = False) -> tuple[str, ...]:
         """Remove a container that is stopped or was not started, or with ``force`` any; closes it. Returns what its
         poststop hooks complained of, which changes nothing.
@@ -130,7 +141,7 @@ class Runtime:
             # By its place: a command line knows of no namespaces, and its root may be one of the daemon's.
             state = state._replace(namespace=namespace)
             cgroup = from_state(self.env.host, state.cgroup)
-            return Container(state, directory, cgroup, _open_init(state.pid, state.start_time))
+            return Container(state, directory, cgroup, _open_process(state.pid, state.start_time))
         except BaseException:
             directory.close()
             raise
@@ -203,7 +214,7 @@ class Runtime:
         return control.pids(container)
 
 
-def _open_init(pid: int, start_time: int) -> int:
+def _open_process(pid: int, start_time: int) -> int:
     """A pidfd, or -1. The number may have gone to another process between any two steps, so it is checked after the
     opening, too.
     """

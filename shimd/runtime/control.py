@@ -44,6 +44,14 @@ def is_same_process(pid: int, start_time: int) -> bool:
     return found.state not in ("Z", "X") and found.starttime == start_time
 
 
+def start_time(pid: int) -> int:
+    """0 when it is dead already: an init has left word why, which is still to be read."""
+    try:
+        return proc.stat(pid).starttime
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 def state_document(container: Container) -> dict[str, Any]:
     """What ``state`` prints."""
     status = derive_status(container)

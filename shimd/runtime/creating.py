@@ -13,7 +13,6 @@ from contextlib import closing
 
 from shimd.cgroups.manager import CgroupManager, manager
 from shimd.errors import RuntimeFailure
-from shimd.linux import proc
 from shimd.oci.model import ConsoleSize, Hook, Mount, Spec
 from shimd.plan import wire
 from shimd.plan.compile import compile_create
@@ -22,6 +21,7 @@ from shimd.plan.options import CompileOptions
 from shimd.plan.rootfs import hook_specs
 from shimd.runtime import binding, hooks, rootfs
 from shimd.runtime.bundle import find_rootfs, read_config
+from shimd.runtime.control import start_time
 from shimd.runtime.dialogue import InitDied, Outcome, converse
 from shimd.runtime.idmaps import IdMaps
 from shimd.runtime.launch import Launched, LaunchRequest
@@ -319,14 +319,6 @@ class _Creation:
             problems = hooks.run_hooks_through("poststop", hook_specs(self.poststop), state, cwd=self.bundle)
             if problems:
                 raise RuntimeFailure("; ".join(problems))
-
-
-def start_time(pid: int) -> int:
-    """0 when init is dead already: it has left word why, which is still to be read."""
-    try:
-        return proc.stat(pid).starttime
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 def cgroup_owner(spec: Spec) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from _socket import socket
 from contextlib import closing
 
@@ -15,12 +16,12 @@ from shimd.plan import options as plan_options
 from shimd.plan import wire
 from shimd.plan.compile import compile_exec
 from shimd.plan.ops import Plan
-from shimd.runtime import binding
-from shimd.runtime.control import derive_status
+from shimd.runtime import binding, notes
+from shimd.runtime.control import derive_status, start_time
 from shimd.runtime.dialogue import InitDied, Outcome, converse
 from shimd.runtime.launch import Launched, LaunchRequest
 from shimd.runtime.model import Container, Environment, ExecOptions, ExecProcess, Phases, Stdio, launch_name
-from shimd.runtime.process import error_text, send_pidfd, set_rlimits, was_oom_killed, write_maps
+from shimd.runtime.process import error_text, is_dead, send_pidfd, set_rlimits, was_oom_killed, write_maps
 from shimd.runtime.state import EXEC_EXIT_SUFFIX, check_id
 from shimd.runtime.status import Operation, check
 from shimd.runtime.undo import Undo
@@ -77,7 +78,11 @@ class _Execution:
             with closing(control):
                 self.launched = self.launch(slots)
                 slots.close()
+                if self.options.note:
+                    self.prepare_note()
                 outcome = self.talk(control)
+        if self.options.note:
+            notes.commit_exec(self.container, self.id)
         return ExecProcess(
             self.id,
             self.launched.pid,
@@ -124,6 +129,12 @@ class _Execution:
         self.phases.mark("launch")
         return launched
 
+    def prepare_note(self) -> None:
+        pid = self.launched.pid
+        note = notes.ExecNote(self.id, pid, start_time(pid), time.time_ns(), self.process.terminal, self.stdio.paths)
+        self.undo.push("remove the note", lambda: notes.discard_exec(self.container, self.id))
+        notes.prepare_exec(self.container, note)
+
     def talk(self, control: socket) -> Outcome:
         try:
             raw_newlines = self.options.raw_newlines
@@ -145,9 +156,15 @@ class _Execution:
         self.phases.mark(point)
 
 
+def is_running(process: ExecProcess) -> bool:
+    return process.pidfd >= 0 and not is_dead(process.pidfd)
+
+
 def kill_exec(container: Container, process: ExecProcess, number: int) -> None:
     """See Runtime.kill_exec."""
     try:
+        if process.pidfd < 0:
+            raise ProcessLookupError
         pidfd_send_signal(process.pidfd, number)
     except ProcessLookupError as error:
         raise NotFound(f"process {process.id} not running") from error
@@ -159,4 +176,6 @@ def delete_exec(env: Environment, container: Container, process: ExecProcess) ->
     """See Runtime.delete_exec."""
     env.launcher.forget(launch_name(container.namespace, container.id, process.id))
     container.directory.unlink(process.id + EXEC_EXIT_SUFFIX)
-    os.close(process.pidfd)
+    notes.remove(container, process.id)
+    if process.pidfd >= 0:
+        os.close(process.pidfd)

@@ -77,7 +77,9 @@ DEFAULT_CREATE = CreateOptions()
 
 
 class ExecOptions(Record):
-    """``cgroup`` are sub-cgroups of the container's, see CgroupManager.exec_cgroup_fd; the rest as in CreateOptions."""
+    """``cgroup`` are sub-cgroups of the container's, see CgroupManager.exec_cgroup_fd; ``note``: write down that there
+    is this exec, see ``notes``; the rest as in CreateOptions.
+    """
 
     console_socket: int = -1
     preserve_fds: tuple[int, ...] = ()
@@ -86,14 +88,15 @@ class ExecOptions(Record):
     cgroup: Mapping[str, str] = {}
     pidfd_socket: int = -1
     raw_newlines: bool = False
+    note: bool = False
 
 
 DEFAULT_EXEC = ExecOptions()
 
 
 class ExecProcess(Record):
-    """A process that was added to a container; ``console_fd`` is -1 without a terminal. Descriptors are the caller's
-    to close.
+    """A process that was added to a container; ``console_fd`` is -1 without a terminal, ``pidfd`` when it was dead on
+    finding it. Descriptors are the caller's to close.
     """
 
     id: str

@@ -200,6 +200,9 @@ class StateDir:
         finally:
             os.close(fd)
 
+    def unprepare(self, name: str) -> None:
+        self.unlink(_temporary(name))
+
     def commit(self, name: str) -> None:
         os.rename(_temporary(name), name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 

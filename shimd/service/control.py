@@ -97,6 +97,9 @@ class Control:
             raise NotFound(f"container {container.id} is stopped: no figures any more")
         return await self._in_thread(self._runtime.stats, container.runtime)
 
+    def close_stdin(self, process: Process) -> None:
+        self._lifecycle.close_stdin(process)
+
     def resize(self, process: Process, width: int, height: int) -> None:
         """Nothing happens without a terminal, as in containerd's shims."""
         check_window(width, height)

@@ -22,10 +22,11 @@ from shimd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Not
 from shimd.oci.model import Process as ProcessSpec
 from shimd.records import Record
 from shimd.rpc.identifiers import check_identifier
+from shimd.runtime import notes
 from shimd.runtime.bundle import read_config
 from shimd.runtime.container import Runtime
 from shimd.runtime.model import Container as RuntimeContainer
-from shimd.runtime.model import ExecProcess, Stdio, launch_name
+from shimd.runtime.model import ExecOptions, ExecProcess, Stdio, launch_name
 from shimd.runtime.rootfs import RootfsMount
 from shimd.runtime.status import Status
 from shimd.service import convert
@@ -38,7 +39,7 @@ from shimd.supervise.exits import Exit, Exits
 from shimd.supervise.held import HeldStreams, TakenBack
 from shimd.supervise.logger import Whose
 from shimd.supervise.oom import OomWatcher, Watch
-from shimd.supervise.stdio import OpenStdio, open_stdio
+from shimd.supervise.stdio import ATTACH, OpenStdio, open_stdio
 from shimd.supervise.streams import Streams
 
 T = TypeVar("T")
@@ -71,6 +72,26 @@ class ExecRequest(Record):
     process: ProcessSpec
     stdio: StdioPaths = StdioPaths()
     followed: bool = False  # see CreateRequest
+
+
+class FoundProcess(Record):
+    """``told``: the exit that a former daemon announced; ``ended``: how it ended, None while it lives; ``streams`` as
+    far as the keeper held them.
+    """
+
+    told: Exit | None
+    ended: Exit | None
+    streams: TakenBack | None
+
+
+class Found(Record):
+    """A container of a former daemon."""
+
+    runtime: RuntimeContainer
+    status: Status
+    init: FoundProcess
+    execs: tuple[tuple[notes.ExecNote, ExecProcess, FoundProcess], ...]
+    oom_watch: Watch | None  # of one that lives
 
 
 class _Made(Record):
@@ -213,7 +234,7 @@ class Lifecycle:
         init.pid = made.runtime.pid
         init.terminal = made.opened.terminal
         init.timings = made.runtime.timings
-        init.streams = Streams(made.opened, made.runtime.take_console(), followed=init.followed)
+        init.streams = self._streams(init, made.opened, made.runtime.take_console())
         self._watch_oom(container, made.oom_watch)
 
     # ---- start -----------------------------------------------------------------------------------------------------
@@ -240,8 +261,7 @@ class Lifecycle:
             self._started(process)
 
     async def _launch_exec(self, process: Process) -> None:
-        container = process.container
-        name = launch_name(container.namespace, container.id, process.exec_id)
+        name = process.launch_name
         self._exits.expect(name, partial(self._on_exit, process))
         try:
             launched, opened = await self.in_thread(self._make_exec, process)
@@ -251,7 +271,7 @@ class Lifecycle:
         process.launched = launched
         process.pid = launched.pid
         process.timings = launched.timings
-        process.streams = Streams(opened, launched.console_fd, followed=process.followed)
+        process.streams = self._streams(process, opened, launched.console_fd)
 
     def _make_exec(self, process: Process) -> tuple[ExecProcess, OpenStdio]:
         assert process.spec is not None
@@ -264,11 +284,17 @@ class Lifecycle:
                 process.exec_id,
                 process.spec,
                 stdio=Stdio(*opened.ends, paths=process.stdio),
+                options=ExecOptions(hold=held.of_launch(process.launch_name, opened), note=True),
             )
         except BaseException:
             opened.close()
             raise
+        if launched.console_fd >= 0:
+            self._held.hold_console(process.launch_name, launched.console_fd)
         return launched, opened
+
+    def _streams(self, process: Process, opened: OpenStdio, console: int) -> Streams:
+        return Streams(opened, console, followed=process.followed, input_ended=partial(self._input_ended, process))
 
     def _started(self, process: Process) -> None:
         process.starting = False
@@ -300,43 +326,69 @@ class Lifecycle:
         self._announce.exec_added(process)
         return process
 
+    # ---- input -----------------------------------------------------------------------------------------------------
+
+    def close_stdin(self, process: Process) -> None:
+        """End input once its writers have ended theirs, even if that is after a restart of ours."""
+        if process.streams is None or process.exited.done():
+            return
+        if process.stdio.stdin not in ("", ATTACH):
+            self._note(partial(notes.note_input_closed, process.container.runtime, process.exec_id), process)
+        process.streams.close_stdin()
+
+    def _input_ended(self, process: Process) -> None:
+        """For the program it ends when the keeper has let go of it, too. Nobody waits for that after its own end."""
+        if not process.exited.done() and process.exit_held is None:
+            self.in_background(self._drop_input(process), "ending input", process.container)
+
+    async def _drop_input(self, process: Process) -> None:
+        await self.in_thread(self._held.drop_input, process.launch_name)
+
     # ---- take back -------------------------------------------------------------------------------------------------
 
-    def take_back(
-        self,
-        runtime: RuntimeContainer,
-        status: Status,
-        ended: Exit | None,
-        streams: TakenBack | None,
-        watch: Watch | None,
-    ) -> None:
-        """Know a container again that a former daemon has made; ``ended`` unless its first process is alive."""
-        state = runtime.state
+    def take_back(self, found: Found) -> None:
+        """Know a container again that a former daemon has made."""
+        runtime, state = found.runtime, found.runtime.state
         container = Container(state.namespace, state.id, state.bundle, StdioPaths(*state.stdio))
         container.runtime = runtime
         container.created_at_ns = convert.nanoseconds(state.created)
-        container.paused = status is Status.PAUSED
+        container.paused = found.status is Status.PAUSED
         init = container.init
         init.pid = state.pid
         init.terminal = state.terminal
-        if status is not Status.CREATED:
+        if found.status is not Status.CREATED:
             init.started_at_ns = container.created_at_ns
-        if streams is not None:
-            init.streams = Streams(streams.opened, streams.console)
-        self._watch_oom(container, watch)
+        self._watch_oom(container, found.oom_watch)
         self.registry.add(container)
-        if ended is not None:
-            container.init_exit = ended
-            init.exited.set_result(ended)
-            if init.streams is not None:
-                init.streams.expire()
-        else:
-            self._exits.expect(launch_name(*container.key), partial(self._on_exit, init))
+        container.init_exit = found.init.told
+        self._take_back_process(init, found.init)
+        for note, launched, how in found.execs:
+            process = container.execs[note.id] = Process(container, note.id, StdioPaths(*note.stdio))
+            process.pid, process.terminal, process.started_at_ns = note.pid, note.terminal, note.started_at_ns
+            process.launched = launched
+            self._take_back_process(process, how)
+
+    def _take_back_process(self, process: Process, found: FoundProcess) -> None:
+        if found.streams is not None:
+            process.streams = self._streams(process, found.streams.opened, found.streams.console)
+        if found.told is None:
+            self._exits.expect(process.launch_name, partial(self._on_exit, process))
+            return
+        process.exited.set_result(found.told)
+        if process.streams is not None:
+            process.streams.expire()
+
+    def end_found(self, found: Found) -> None:
+        """Announce the exits that nobody has announced yet. Of all at the keeper, those come again and do nothing."""
+        container = self.registry.get(found.runtime.namespace, found.runtime.id)
+        processes = [(container.execs[note.id], how) for note, _, how in found.execs]
+        for process, how in (*processes, (container.init, found.init)):
+            if how.told is None and how.ended is not None:
+                self._exits.deliver(how.ended._replace(name=process.launch_name))
 
     def watch(self, process: Process, pidfd: int, exit_file: str) -> None:
         """Learn of the process's exit without the keeper."""
-        name = launch_name(*process.container.key, process.exec_id)
-        self._exits.watch(name, process.pid, pidfd, exit_file)
+        self._exits.watch(process.launch_name, process.pid, pidfd, exit_file)
 
     # ---- exit ------------------------------------------------------------------------------------------------------
 
@@ -376,9 +428,17 @@ class Lifecycle:
         if not process.exec_id:
             container.paused = False
         self._announce.exited(process, ended)
+        self._note(partial(notes.note_exit, container.runtime, process.exec_id, ended), process)
         process.exited.set_result(ended)
         if process.streams is not None:
             process.streams.expire()
+
+    def _note(self, write: Callable[[], None], process: Process) -> None:
+        """Something for the daemon after us, which does worse without."""
+        try:
+            write()
+        except OSError as error:
+            _log.error("a note of %s cannot be written: %s", process.id, error, extra=process.container.fields)
 
     # ---- delete ----------------------------------------------------------------------------------------------------
 

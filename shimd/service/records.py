@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from shimd.api.containerd import process_pb2
 from shimd.errors import NotFound
 from shimd.records import Record
+from shimd.runtime.model import launch_name
 
 if TYPE_CHECKING:
     from shimd.oci.model import Process as ProcessSpec
@@ -62,6 +63,10 @@ class Process:
     def id(self) -> str:
         """As in exit events: the exec's id, or the container's."""
         return self.exec_id or self.container.id
+
+    @property
+    def launch_name(self) -> str:
+        return launch_name(*self.container.key, self.exec_id)
 
     @property
     def exit(self) -> Exit | None:

@@ -3,65 +3,83 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
-from shimd.errors import ShimdError
-from shimd.records import Record
+from shimd.errors import RuntimeFailure, ShimdError
+from shimd.runtime import notes
 from shimd.runtime.container import Runtime
+from shimd.runtime.execing import is_running
 from shimd.runtime.model import Container as RuntimeContainer
-from shimd.runtime.model import launch_name
-from shimd.runtime.state import EXEC_EXIT_SUFFIX, EXIT_FILE
+from shimd.runtime.model import ExecProcess, launch_name
 from shimd.runtime.status import Status
-from shimd.service.lifecycle import Lifecycle, oom_watch
+from shimd.service.lifecycle import Found, FoundProcess, Lifecycle, oom_watch
 from shimd.supervise.exits import UNKNOWN_STATUS, Exit, recorded_exit
-from shimd.supervise.held import HeldStreams, TakenBack
+from shimd.supervise.held import HeldStreams, Listing, TakenBack
 from shimd.supervise.logger import Whose
-from shimd.supervise.oom import Watch
 
 _log = logging.getLogger(__name__)
 
 
-class _Found(Record):
-    """``streams`` as far as the keeper held them."""
-
-    runtime: RuntimeContainer
-    status: Status
-    ended: Exit | None
-    streams: TakenBack | None
-    oom_watch: Watch | None  # of one that lives
-
-
 async def load(lifecycle: Lifecycle, held: HeldStreams) -> None:
-    """Take every container in the state directory back into the registry, dead ones with how they ended."""
-    for found in await lifecycle.in_thread(_find, lifecycle.runtime, held):
-        lifecycle.take_back(*found)
-        runtime, status = found.runtime, found.status
-        _log.info("found %s container", status, extra=_fields(runtime))
+    """Take every container in the state directory back into the registry; announce the exits of the meantime."""
+    known = await lifecycle.in_thread(held.listing)
+    found = await lifecycle.in_thread(_find, lifecycle.runtime, held, known)
+    for container in found:
+        lifecycle.take_back(container)
+        _log.info("found %s container", container.status, extra=_fields(container.runtime))
+    for container in found:
+        lifecycle.end_found(container)
+    watch_processes(lifecycle, known.alive)
 
 
-def _find(runtime: Runtime, held: HeldStreams) -> list[_Found]:
-    found: list[_Found] = []
-    names = held.names()
+def _find(runtime: Runtime, held: HeldStreams, known: Listing) -> list[Found]:
+    found: list[Found] = []
     for namespace in runtime.namespaces():
         listing = runtime.list(namespace=namespace)
         for problem in listing.problems:
             _log.error("a container cannot be loaded: %s", problem, extra={"namespace": namespace})
         for container_id in listing.strays:
             _remove_stray(runtime, namespace, container_id)
-        for container in listing.containers:
-            status = runtime.status(container)
-            ended = _how_it_ended(container) if container.pidfd < 0 or status is Status.STOPPED else None
-            watch = oom_watch(container) if ended is None else None
-            found.append(_Found(container, status, ended, _streams(container, held, names), watch))
+        found += [_look_at(runtime, container, held, known) for container in listing.containers]
     return found
 
 
-def _streams(container: RuntimeContainer, held: HeldStreams, names: Iterable[str]) -> TakenBack | None:
-    launch = launch_name(container.namespace, container.id)
-    whose = Whose(container.namespace, container.id)
-    taken = held.take_back(launch, names, container.state.stdio, whose)
+def _look_at(runtime: Runtime, container: RuntimeContainer, held: HeldStreams, known: Listing) -> Found:
+    status = runtime.status(container)
+    is_alive = status is not Status.STOPPED
+
+    def look(exec_id: str, pid: int, stdio: tuple[str, str, str], *, is_alive: bool) -> FoundProcess:
+        launch = launch_name(container.namespace, container.id, exec_id)
+        told = recorded_exit(notes.told_file(container, exec_id))
+        # The keeper reports those that it has not reaped yet.
+        is_over = not is_alive and launch not in known.alive
+        ended = told or (_how_it_ended(container, exec_id, pid) if is_over else None)
+        return FoundProcess(told, ended, _streams(container, exec_id, held, known.held, stdio))
+
+    init = look("", container.pid, container.state.stdio, is_alive=is_alive)
+    execs = tuple(
+        (note, launched, look(note.id, note.pid, note.stdio, is_alive=is_running(launched)))
+        for note, launched in _execs(runtime, container)
+    )
+    return Found(container, status, init, execs, oom_watch(container) if is_alive else None)
+
+
+def _execs(runtime: Runtime, container: RuntimeContainer) -> tuple[tuple[notes.ExecNote, ExecProcess], ...]:
+    try:
+        return runtime.find_execs(container)
+    except RuntimeFailure as error:
+        _log.error("execs cannot be found again: %s", error, extra=_fields(container))
+        return ()
+
+
+def _streams(
+    container: RuntimeContainer, exec_id: str, held: HeldStreams, names: Iterable[str], stdio: tuple[str, str, str]
+) -> TakenBack | None:
+    launch = launch_name(container.namespace, container.id, exec_id)
+    whose = Whose(container.namespace, exec_id or container.id)
+    input_closed = notes.input_was_closed(container, exec_id)
+    taken = held.take_back(launch, names, stdio, whose, input_closed=input_closed)
     if taken is not None and taken.problem:
         _log.warning("output goes nowhere: %s", taken.problem, extra=_fields(container))
     return taken
@@ -81,20 +99,21 @@ def _remove_stray(runtime: Runtime, namespace: str, container_id: str) -> None:
         _log.error("an unfinished create cannot be removed: %s", error, extra=fields)
 
 
-def _how_it_ended(container: RuntimeContainer) -> Exit:
+def _how_it_ended(container: RuntimeContainer, exec_id: str, pid: int) -> Exit:
     """What the keeper wrote down, or that nobody knows."""
-    name = launch_name(container.namespace, container.id)
-    recorded = recorded_exit(os.path.join(container.directory.path, EXIT_FILE))
-    return recorded or Exit(name, container.pid, UNKNOWN_STATUS, time.time_ns(), 0, 0, 0)
+    recorded = recorded_exit(notes.exit_file(container, exec_id))
+    return recorded or Exit("", pid, UNKNOWN_STATUS, time.time_ns(), 0, 0, 0)
 
 
-def watch_processes(lifecycle: Lifecycle) -> None:
-    """Nobody reports exits: look for them through the pidfds of all processes that live."""
+def watch_processes(lifecycle: Lifecycle, reported: Container[str] = ()) -> None:
+    """Nobody reports exits, but for those of the launches in ``reported``: look for them through the pidfds of all
+    processes that live.
+    """
     for container in lifecycle.registry.all():
-        directory = container.runtime.directory.path
+        runtime = container.runtime
+        processes = [(process, process.launched.pidfd) for process in container.running_execs() if process.launched]
         if not container.init.exited.done() and container.init_exit is None:
-            lifecycle.watch(container.init, container.runtime.pidfd, os.path.join(directory, EXIT_FILE))
-        for process in container.running_execs():
-            if process.launched is not None:
-                exit_file = os.path.join(directory, process.exec_id + EXEC_EXIT_SUFFIX)
-                lifecycle.watch(process, process.launched.pidfd, exit_file)
+            processes.append((container.init, runtime.pidfd))
+        for process, pidfd in processes:
+            if process.launch_name not in reported:
+                lifecycle.watch(process, pidfd, notes.exit_file(runtime, process.exec_id))

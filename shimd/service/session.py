@@ -74,8 +74,7 @@ class Session:
                     raise FailedPrecondition("standard input is not attached")
                 await self._point.write_stdin(request.stdin)
             case "close_stdin":
-                if self._process.streams is not None:
-                    self._process.streams.close_stdin()
+                self._control.close_stdin(self._process)
             case "resize":
                 self._control.resize(self._process, request.resize.width, request.resize.height)
             case "signal":

@@ -136,8 +136,8 @@ class TaskService:
 
     async def close_io(self, call: Call, request: api.CloseIORequest) -> Empty:
         process = self._container(call, request).process(request.exec_id)
-        if request.stdin and process.streams is not None:
-            process.streams.close_stdin()
+        if request.stdin:
+            self._lifecycle.close_stdin(process)
         return _EMPTY
 
     async def checkpoint(self, call: Call, request: api.CheckpointTaskRequest) -> Empty:

@@ -127,9 +127,18 @@ def open_stdio(
 
 
 def reopen_stdio(
-    stdin: str, stdout: str, stderr: str, *, terminal: bool, pipes: dict[str, int], whose: Whose = NOBODYS
+    stdin: str,
+    stdout: str,
+    stderr: str,
+    *,
+    terminal: bool,
+    pipes: dict[str, int],
+    source: int = -1,
+    input_closed: bool = False,
+    whose: Whose = NOBODYS,
 ) -> tuple[OpenStdio, str]:
-    """The same for a process that runs, whose ``pipes`` (by "stdout", "stderr") become the result's.
+    """The same for a process that runs, whose ``pipes`` (by "stdin", "stdout", "stderr") and ``source`` of input become
+    the result's. ``input_closed``: input ends with its writers.
 
     A name that cannot be opened any more must not stop the program: its bytes go nowhere, the second result says so.
     """
@@ -144,11 +153,10 @@ def reopen_stdio(
                 _start_logger(opened, name, whose, 0, 0)
         except (OSError, ShimdError) as error:
             problems.append(str(error))
-    if terminal:
-        try:
-            _open_input(opened, parse_target(stdin))
-        except (OSError, ShimdError) as error:
-            problems.append(str(error))
+    opened.attach_stdin = stdin == ATTACH and (terminal or "stdin" in pipes)
+    opened.input = source
+    if not input_closed:
+        _keep_open(opened)
     opened.pipes.update(pipes)
     return opened, "; ".join(problems)
 
@@ -160,9 +168,14 @@ def _open_input(opened: OpenStdio, target: Target) -> None:
         raise InvalidArgument(f"stdio {target.path}: a logging program is for output")
     elif target.kind != "null":
         opened.input = _open_fifo_or_file(target.path, os.O_RDONLY)
-        if stat.S_ISFIFO(os.fstat(opened.input).st_mode):
-            # By descriptor: the name could lead to another file by now.
-            opened.input_keeper = _open(f"/proc/self/fd/{opened.input}", os.O_WRONLY | os.O_NONBLOCK)
+        _keep_open(opened)
+
+
+def _keep_open(opened: OpenStdio) -> None:
+    """A FIFO, against the end of input when a client goes."""
+    if opened.input >= 0 and stat.S_ISFIFO(os.fstat(opened.input).st_mode):
+        # By descriptor: the name could lead to another file by now.
+        opened.input_keeper = _open(f"/proc/self/fd/{opened.input}", os.O_WRONLY | os.O_NONBLOCK)
 
 
 def _open_output(opened: OpenStdio, stream: int, target: Target, *, shared: Target | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from collections.abc import Callable
 
 from shimd.errors import FailedPrecondition
 from shimd.linux import pty
@@ -20,10 +21,12 @@ _PIPE_NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 
 class Streams:
     """Takes over the descriptors of ``opened``, and ``console`` (the terminal's master, or -1). ``followed``: a client
-    is about to attach, whose output waits for it.
+    is about to attach, whose output waits for it. ``input_ended`` is called when no more input will come.
     """
 
-    def __init__(self, opened: OpenStdio, console: int, *, followed: bool = False) -> None:
+    def __init__(
+        self, opened: OpenStdio, console: int, *, followed: bool = False, input_ended: Callable[[], None] | None = None
+    ) -> None:
         opened.close_ends()
         self._loop = asyncio.get_running_loop()
         self._drained: asyncio.Future[None] = self._loop.create_future()
@@ -33,6 +36,7 @@ class Streams:
         self._followed = followed
         self._outputs: list[Relay] = []
         self._input: Relay | None = None
+        self._input_ended = input_ended
         self._input_keeper = opened.input_keeper
         self.attach_point: AttachPoint | None = None
         if console >= 0:
@@ -61,6 +65,7 @@ class Streams:
             self._input_keeper = -1
         if self.attach_point is not None and self._console < 0:
             self.attach_point.close_stdin()
+            self._report_input_end()
 
     def resize(self, width: int, height: int) -> None:
         """Raises FailedPrecondition without a terminal."""
@@ -88,6 +93,7 @@ class Streams:
 
     def close(self) -> None:
         """Stop everything; undelivered bytes are lost. Idempotent."""
+        self._input_ended = None
         self.close_stdin()
         for relay in self._outputs:
             relay.close()
@@ -143,14 +149,15 @@ class Streams:
 
     def _input_relay(self, source: int, target: int) -> Relay:
         if stat.S_ISREG(os.fstat(source).st_mode):
-            return FileRelay(source, target, _nothing)
-        return (SpliceRelay if self._console < 0 else CopyRelay)(source, target, _nothing)
+            return FileRelay(source, target, self._report_input_end)
+        return (SpliceRelay if self._console < 0 else CopyRelay)(source, target, self._report_input_end)
+
+    def _report_input_end(self) -> None:
+        ended, self._input_ended = self._input_ended, None
+        if ended is not None:
+            ended()
 
     def _output_ended(self) -> None:
         self._unfinished -= 1
         if self._unfinished == 0 and not self._drained.done():
             self._drained.set_result(None)
-
-
-def _nothing() -> None:
-    """What happens when input ends: the relay closed the process's pipe, and that is all."""

@@ -27,6 +27,8 @@ from tests.support.daemon import ROOT, Daemon
 from tests.support.fifo import Fifos
 from tests.support.specs import runc_default
 
+AWAIT_GO = "while [ ! -e /tmp/go ]; do sleep 0.01; done"
+
 
 def _box(daemon: Daemon, client: Client, place: Path, rootfs: Path, *args: str, writable: bool = False) -> Box:
     spec = runc_default(*args)
@@ -227,16 +229,117 @@ def test_terminal_goes_on_over_a_restart(place: Path, busybox: Path) -> None:
 def test_exit_while_no_daemon_runs_is_known_to_the_next(place: Path, busybox: Path) -> None:
     with Daemon(place / "daemon") as daemon:
         with daemon.client() as client:
-            b = _box(daemon, client, place, busybox, *shell("read line; exit 9"))
-            with Fifos(place / "fifos", stdin=True) as fifos:
-                pid = b.make(stdin=fifos.stdin)
-                b.start()
-                daemon.kill()  # closes the program's input, so it ends
+            b = _box(daemon, client, place, busybox, *shell(f"{AWAIT_GO}; exit 9"), writable=True)
+            pid = b.make()
+            b.start()
+        daemon.kill()
+        (busybox / "tmp/go").touch()
         wait.process_gone(pid)
         daemon.start()
         with daemon.client() as client:
             b = Box(client, b.id, b.bundle)
             assert (b.status(), b.wait(), b.state().exit_status) == ("STOPPED", 9, 9)
+            [(topic, told)] = b.events()
+            assert (topic, told.id, told.pid, told.exit_status) == ("/tasks/exit", b.id, pid, 9)
+            at = told.exited_at
+        daemon.kill()
+        daemon.start()
+        with daemon.client() as client:
+            b = Box(client, b.id, b.bundle)
+            assert (b.topics(), b.wait(), b.state().exited_at) == ([], 9, at)
+            b.delete()
+
+
+def test_execs_are_known_to_the_next_daemon(place: Path, busybox: Path) -> None:
+    with Daemon(place / "daemon") as daemon, Fifos(place / "fifos") as fifos:
+        with daemon.client() as client:
+            b = _box(daemon, client, place, busybox, "sleep", "1000", writable=True)
+            b.make()
+            b.start()
+            b.exec(
+                "goes-on", *shell("trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done"), stdout=fifos.stdout
+            )
+            b.exec("ends", *shell(f"{AWAIT_GO}; exit 4"))
+            b.exec("told", *shell("exit 5"))
+            b.exec("terminal", *shell("read a; exit $a"), terminal=True, stdin="attach:", stdout="attach:")
+            pids = {name: b.start(name) for name in ("goes-on", "ends", "told", "terminal")}
+            assert b.wait("told") == 5
+            assert fifos.stdout_until(b"ready\n") == b"ready\n"
+        daemon.kill()
+        (busybox / "tmp/go").touch()
+        wait.process_gone(pids["ends"])
+        daemon.start()
+        with daemon.client() as client:
+            b = Box(client, b.id, b.bundle)
+            [(_, told)] = b.events()
+            assert (told.id, told.pid, told.exit_status) == ("ends", pids["ends"], 4)
+            assert {name: b.state(name).pid for name in pids} == pids
+            states = [b.status(name) for name in pids]
+            assert states == ["RUNNING", "STOPPED", "STOPPED", "RUNNING"]
+            assert (b.wait("ends"), b.wait("told")) == (4, 5)
+            assert {found.pid for found in b.pids() if found.HasField("info")} == {pids["goes-on"], pids["terminal"]}
+            target = api.AttachRequest(target=api.AttachTarget(id=b.id, exec_id="terminal"))
+            events = list(client.runtime.Attach(iter([target, api.AttachRequest(stdin=b"6\n")])))
+            assert events[-1].exited.exit_status == 6
+            b.kill(15, "goes-on")
+            assert b.wait("goes-on") == 3
+            for name in pids:
+                b.delete(name)
+            b.kill()
+            assert b.wait() == 137
+            b.delete()
+
+
+@pytest.mark.parametrize("of_exec", [False, True], ids=["init", "exec"])
+def test_input_goes_on_over_a_restart(place: Path, busybox: Path, *, of_exec: bool) -> None:
+    """A client may even write while no daemon runs."""
+    exec_id = "e" if of_exec else ""
+    program = shell("read a; read b; read c; cat; echo $a $b $c")
+    with Daemon(place / "daemon") as daemon, Fifos(place / "fifos", stdin=True) as fifos:
+        streams: dict[str, Any] = {"stdin": fifos.stdin, "stdout": fifos.stdout}
+        with daemon.client() as client:
+            b = _box(daemon, client, place, busybox, *(("sleep", "1000") if of_exec else program))
+            b.make(**({} if of_exec else streams))
+            b.start()
+            if of_exec:
+                b.exec(exec_id, *program, **streams)
+                b.start(exec_id)
+            fifos.write(b"one\n")
+        daemon.kill()
+        fifos.write(b"two\n")
+        daemon.start()
+        with daemon.client() as client:
+            b = Box(client, b.id, b.bundle)
+            fifos.write(b"three\nrest\n")
+            b.task.CloseIO(task.CloseIORequest(id=b.id, exec_id=exec_id, stdin=True))
+        daemon.kill()
+        daemon.start()
+        with daemon.client() as client:
+            b = Box(client, b.id, b.bundle)
+            fifos.write(b"more\n")
+            assert b.status(exec_id) == "RUNNING"
+            fifos.close_stdin()
+            assert b.wait(exec_id) == 0
+            assert fifos.stdout_until(b"three\n") == b"rest\nmore\none two three\n"
+            b.remove()
+
+
+def test_exit_after_the_loss_of_daemon_and_keeper_is_told(place: Path, busybox: Path) -> None:
+    with Daemon(place / "daemon") as daemon:
+        with daemon.client() as client:
+            b = _box(daemon, client, place, busybox, "sleep", "1000")
+            pid = b.make()
+            b.start()
+        daemon.kill()
+        keeper = daemon.keeper_pid()
+        os.kill(keeper, signal.SIGKILL)
+        wait.process_gone(keeper)
+        daemon.start()
+        with daemon.client() as client:
+            b = Box(client, b.id, b.bundle)
+            assert b.status() == "RUNNING"
+            os.kill(pid, signal.SIGKILL)
+            assert b.wait() in (137, 255)
             b.delete()
 
 

@@ -31,6 +31,13 @@ class State(NamedTuple):
     service: Mapping[str, Any] = MappingProxyType({})
 
 
+class Directory:
+    """Of notes, which nobody reads here."""
+
+    def write(self, name: str, data: bytes) -> None:
+        pass
+
+
 class Made:
     """What the runtime makes."""
 
@@ -39,6 +46,7 @@ class Made:
         self.state = state
         self.timings: dict[str, float] = {}
         self.launched_pids = 100
+        self.directory = Directory()
 
     def take_console(self) -> int:
         return -1
