@@ -12,6 +12,7 @@ from shimd.init.handshake import (
     Failure,
     encode_failure,
     encode_id_map,
+    encode_listener,
     encode_sync,
     encode_warning,
 )
@@ -104,6 +105,19 @@ class Context:
         if not answer.startswith(MAPPED):
             raise Aborted
         return int(answer[len(MAPPED) :])
+
+    def offer_listener(self, listener: int) -> None:
+        """Let the runtime fetch the descriptor, then close it: system calls that wait for an agent must fail when the
+        agent is gone. Under the filter: any call but write(2) may wait for the agent. Raises Aborted.
+        """
+        try:
+            os.write(self.channel, encode_listener(listener))
+            answer = os.read(self.channel, 64)
+            os.close(listener)
+        except OSError as e:
+            raise Aborted from e
+        if answer != GO:
+            raise Aborted
 
     def warn(self, text: str) -> None:
         """Only while ``control`` is open: the start gate carries nothing but the outcome."""

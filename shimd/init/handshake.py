@@ -12,6 +12,8 @@
        │ mount_setattr           ("mapped", errno) ─────────────────▶│
        │◀── ("sync", "hooks") ───────────────────────────────────────│ only with prestart or createRuntime hooks
        │ runs them                    ("go",) ──────────────────────▶│ createContainer hooks, pivot_root
+       │◀── ("listener", number) ────────────────────────────────────│ only with a seccomp filter that notifies an agent
+       │ pidfd_getfd, to the agent    ("go",) ──────────────────────▶│ (here without no_new_privs, else before execve)
        │◀── ("console",) + pty master ───────────────────────────────│ only with a terminal and no ``console`` slot
        │◀── ("warning", text) ───────────────────────────────────────│ any number, at any time
        │◀── ("sync", "ready") ───────────────────────────────────────│ everything is mounted and labelled
@@ -40,6 +42,7 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
+from collections.abc import Callable
 from errno import EINVAL
 
 from shimd.linux import fdpass
@@ -55,6 +58,7 @@ GO = b"go"
 ABORT = b"abort"
 CREATED = b"created"
 MAPPED = b"mapped "
+_LISTENER = b"listener\0"
 
 
 class Failure(Record):
@@ -75,8 +79,8 @@ class Failure(Record):
 
 
 class Message(Record):
-    """One message of init: ``kind`` is "sync", "idmap", "ridmap", "console", "warning", "error", "created", or "eof";
-    ``text`` the point, the slot or the warning.
+    """One message of init: ``kind`` is "sync", "idmap", "ridmap", "console", "listener", "warning", "error", "created",
+    or "eof"; ``text`` the point, the slot or the warning. ``fd`` is one of ours, but of a "listener" one of init's.
     """
 
     kind: str
@@ -101,6 +105,11 @@ def encode_id_map(slot: str, *, recursive: bool) -> bytes:
     return _encode("ridmap" if recursive else "idmap", slot)
 
 
+def encode_listener(number: int) -> bytes:
+    """Ends with a null byte, which marks its end on the start connection, too."""
+    return _encode("listener", str(number), "")
+
+
 def encode_warning(text: str) -> bytes:
     return _encode("warning", text[:MAX_TEXT])
 
@@ -123,6 +132,8 @@ def decode(data: bytes) -> Message:
                 return Message(kind, text)
             case ["console" | "created" as kind]:
                 return Message(kind)
+            case ["listener", number, ""]:
+                return Message("listener", number, fd=int(number))
             case ["error", step, op, origin, attempt, errno, text]:
                 return Message("error", text, Failure(int(step), op, origin, attempt, int(errno), text))
     except ValueError as e:
@@ -176,9 +187,16 @@ class NotStarted(Exception):
     """Init is gone, or another ``start`` was first."""
 
 
-def start(path: str, timeout: float | None = None) -> Failure | None:
+OnListener = Callable[[int], None]
+
+
+def no_listener(number: int) -> None:
+    raise ProtocolError("a listener that nobody takes")
+
+
+def start(path: str, on_listener: OnListener = no_listener, timeout: float | None = None) -> Failure | None:
     """Open the start gate at ``path`` and wait until init has executed the program; the failure of init, if it fails
-    after the gate.
+    after the gate. ``on_listener`` gets the number of the descriptor of a filter that init has loaded.
 
     Raises NotStarted, TimeoutError, ProtocolError. The caller unlinks the socket.
     """
@@ -189,14 +207,14 @@ def start(path: str, timeout: float | None = None) -> Failure | None:
             gate.connect(path)
         except (ConnectionRefusedError, FileNotFoundError) as e:
             raise NotStarted(f"connect to {path}: {e.strerror}") from e
-        return read_outcome(gate)
+        return read_outcome(gate, on_listener)
     finally:
         gate.close()
 
 
-def read_outcome(gate: socket) -> Failure | None:
+def read_outcome(gate: socket, on_listener: OnListener = no_listener) -> Failure | None:
     """What init says on a start connection, read to its end."""
-    answer = _read_all(gate)
+    answer = _read(gate, on_listener)
     if not answer:
         raise NotStarted("init closed the start gate without an answer")
     if answer == STARTED:
@@ -207,7 +225,8 @@ def read_outcome(gate: socket) -> Failure | None:
     return message.failure
 
 
-def _read_all(gate: socket) -> bytes:
+def _read(gate: socket, on_listener: OnListener) -> bytes:
+    """To the end of the file, without the "listener" message, which init waits after for an answer."""
     answer = b""
     while len(answer) <= MAX_MESSAGE:
         try:
@@ -217,4 +236,9 @@ def _read_all(gate: socket) -> bytes:
         if not data:
             break
         answer += data
+        message = answer[len(STARTED) :]
+        if message.startswith(_LISTENER) and message.count(b"\0") == 2:
+            on_listener(decode(message).fd)
+            gate.send(GO)
+            answer = STARTED
     return answer

@@ -178,7 +178,9 @@ def umask(ctx: Context, op: ops.Umask) -> None:
 
 
 def load_seccomp(ctx: Context, op: ops.Seccomp) -> None:
-    seccomp.load_filter(op.program, op.flags)
+    listener = seccomp.load_filter(op.program, op.flags)
+    if op.flags & seccomp.SECCOMP_FILTER_FLAG_NEW_LISTENER:
+        ctx.offer_listener(listener)
 
 
 def bounding_set(ctx: Context, op: ops.BoundingSet) -> None:

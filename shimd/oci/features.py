@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from shimd.oci import values
-from shimd.oci.rules import UNSUPPORTED_ACTIONS
 from shimd.oci.spec import OCI_VERSION, OCI_VERSION_MIN
 from shimd.typed import Any, Protocol
 
@@ -48,7 +47,7 @@ def features(host: Host, *, version: str, libseccomp: str = "", mount_options: I
 def _seccomp(host: Host) -> dict[str, Any]:
     return {
         "enabled": True,
-        "actions": [action for action in values.SECCOMP_ACTIONS if action not in UNSUPPORTED_ACTIONS],
+        "actions": list(values.SECCOMP_ACTIONS),
         "operators": list(values.SECCOMP_OPERATORS),
         "archs": list(values.SECCOMP_ARCHITECTURES),
         "knownFlags": list(values.SECCOMP_FLAGS),

@@ -23,7 +23,7 @@ Check = Callable[[Any, list[Problem]], list[Problem]]
 Problems = Iterator[Problem]
 
 NOT_YET = "not supported yet"
-UNSUPPORTED_ACTIONS = ("SCMP_ACT_NOTIFY",)
+NOTIFY = "SCMP_ACT_NOTIFY"
 
 
 class Rule(Record):
@@ -254,23 +254,35 @@ def seccomp(spec: Spec) -> Problems:
     if wanted is None:
         return
     at = "/linux/seccomp"
-    yield from _action(at, "defaultAction", "defaultErrnoRet", wanted.default_action, wanted.default_errno_ret)
-    for field, value in (("listenerPath", wanted.listener_path), ("listenerMetadata", wanted.listener_metadata)):
-        if value is not None:
-            yield Problem(f"{at}/{field}", NOT_YET)
+    yield from _action(at, "defaultErrnoRet", wanted.default_action, wanted.default_errno_ret)
+    if wanted.default_action == NOTIFY:
+        yield Problem(f"{at}/defaultAction", f"{NOTIFY} cannot be used as default action")
     yield from _syscalls(wanted, f"{at}/syscalls")
+    yield from _listener(wanted, at)
 
 
 def _syscalls(wanted: Seccomp, at: str) -> Problems:
     for number, rule in enumerate(wanted.syscalls):
         if not rule.names:
             yield Problem(f"{at}/{number}/names", "must not be empty")
-        yield from _action(f"{at}/{number}", "action", "errnoRet", rule.action, rule.errno_ret)
+        yield from _action(f"{at}/{number}", "errnoRet", rule.action, rule.errno_ret)
+        if rule.action == NOTIFY and "write" in rule.names:
+            # Init tells the runtime by a write where the listener is, for which the agent could not be asked yet.
+            yield Problem(f"{at}/{number}/names", f"{NOTIFY} cannot be used for the write syscall")
 
 
-def _action(at: str, action_field: str, errno_field: str, action: str, errno: int | None) -> Problems:
-    if action in UNSUPPORTED_ACTIONS:
-        yield Problem(f"{at}/{action_field}", f"{show(action)}: {NOT_YET}")
+def _listener(wanted: Seccomp, at: str) -> Problems:
+    path = wanted.listener_path
+    if path is None:
+        if any(rule.action == NOTIFY for rule in wanted.syscalls):
+            yield Problem(f"{at}/listenerPath", f"is required with {NOTIFY}")
+        if wanted.listener_metadata is not None:
+            yield Problem(f"{at}/listenerMetadata", "given without listenerPath")
+    elif not path.startswith(("/", "@")):
+        yield Problem(f"{at}/listenerPath", f"{show(path)} is neither an absolute path nor an abstract name (@name)")
+
+
+def _action(at: str, errno_field: str, action: str, errno: int | None) -> Problems:
     if errno is None or not action:
         return
     if action not in ("SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"):

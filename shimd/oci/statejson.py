@@ -22,6 +22,14 @@ def hook_state(
     return state
 
 
+def process_state(pid: int, metadata: str | None, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a seccomp agent gets with the one descriptor that ``fds`` names; ``state`` is that of the container."""
+    document: dict[str, Any] = {"ociVersion": OCI_VERSION, "fds": ["seccompFd"], "pid": pid}
+    if metadata is not None:
+        document["metadata"] = metadata
+    return document | {"state": state}
+
+
 def state_document(
     *,
     container_id: str,

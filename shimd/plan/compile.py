@@ -13,6 +13,7 @@ from shimd.oci import model
 from shimd.plan import namespaces, ops, process, rootfs
 from shimd.plan.builder import Builder
 from shimd.plan.options import CompileOptions, ExecOptions
+from shimd.plan.seccomp import notifies
 
 
 def compile_create(spec: model.Spec, host: HostFacts, options: CompileOptions) -> ops.Plan:
@@ -92,6 +93,7 @@ def compile_exec(document: model.Process, spec: model.Spec, host: HostFacts, opt
     if affinity.final or not affinity.initial:
         builder.add(ops.CpuAffinity(process.cpus(affinity.final)), "/execCPUAffinity/final" if affinity.final else "")
     if _may_be_traced(wanted, spec, host, flags):
+        _refuse_listener(builder, wanted, spec)
         process.add_identity(builder, plan)
         stage += builder.take_steps()
         builder.add(ops.Sync("ready"))
@@ -124,6 +126,14 @@ def _may_be_traced(wanted: model.Process, spec: model.Spec, host: HostFacts, fla
     # Limits are set on the finished process, which prlimit(2) allows for another user's only with this capability.
     same_user = wanted.user.uid == wanted.user.gid == 0
     return same_user or not wanted.rlimits or host.has_cap(caps.CAP_SYS_RESOURCE)
+
+
+def _refuse_listener(builder: Builder, wanted: model.Process, spec: model.Spec) -> None:
+    """A stage is not to wait for an agent: the runtime, which has to fetch the listener first, waits for the stage."""
+    profile = spec.linux.seccomp
+    if profile is not None and notifies(profile) and not wanted.no_new_privileges:
+        text = "is needed for a filter with SCMP_ACT_NOTIFY in a container with CAP_SYS_PTRACE"
+        builder.refuse("/noNewPrivileges", text)
 
 
 def _add_start(

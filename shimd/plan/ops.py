@@ -292,7 +292,9 @@ class Umask(Record):
 
 
 class Seccomp(Record):
-    """seccomp(SECCOMP_SET_MODE_FILTER) with SECCOMP_FILTER_FLAG_* and a classic BPF program (sock_filter array)."""
+    """seccomp(SECCOMP_SET_MODE_FILTER) with SECCOMP_FILTER_FLAG_* and a classic BPF program (sock_filter array). With
+    NEW_LISTENER the runtime is told the descriptor's number, and fetches it for the agent.
+    """
 
     flags: int
     program: bytes

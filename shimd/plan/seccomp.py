@@ -36,6 +36,7 @@ _ACTIONS = {
     "SCMP_ACT_KILL_PROCESS": kernel.SECCOMP_RET_KILL_PROCESS,
     "SCMP_ACT_KILL_THREAD": kernel.SECCOMP_RET_KILL_THREAD,
     "SCMP_ACT_LOG": kernel.SECCOMP_RET_LOG,
+    "SCMP_ACT_NOTIFY": kernel.SECCOMP_RET_USER_NOTIF,
     "SCMP_ACT_TRACE": kernel.SECCOMP_RET_TRACE,
     "SCMP_ACT_TRAP": kernel.SECCOMP_RET_TRAP,
 }
@@ -84,12 +85,12 @@ _ARCHITECTURES = {
 _ATTRIBUTE_OPTIMIZE = 8  # SCMP_FLTATR_CTL_OPTIMIZE
 _BINARY_TREE = 2
 
-# The program is loaded by one thread, so TSYNC has no effect; WAIT_KILLABLE_RECV is about notifications alone.
+# The program is loaded by one thread, so TSYNC has no effect.
 _FLAGS = {
     "SECCOMP_FILTER_FLAG_TSYNC": 0,
     "SECCOMP_FILTER_FLAG_LOG": kernel.SECCOMP_FILTER_FLAG_LOG,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": kernel.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 0,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": kernel.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV,
 }
 
 _LIBRARY_FOLDERS = (
@@ -100,6 +101,10 @@ _LIBRARY_FOLDERS = (
     "/usr/lib",
     "/lib",
 )
+
+
+# What equal programs may differ in.
+_BESIDE_THE_PROGRAM: dict[str, Any] = {"flags": None, "listener_path": None, "listener_metadata": None}
 
 
 class Filter(Record):
@@ -120,7 +125,7 @@ def compile_filter(profile: model.Seccomp, host: HostFacts, *, cache: str = "") 
 
     Raises Unimplemented without libseccomp, InvalidSpec for what libseccomp refuses.
     """
-    program = _compiled(profile, cache)
+    program = _compiled(profile._replace(**_BESIDE_THE_PROGRAM), cache)
     return Filter(_flags(profile, host), program.code, _warnings(program))
 
 
@@ -139,7 +144,13 @@ def _flags(profile: model.Seccomp, host: HostFacts) -> int:
     flags = 0
     for name in names:
         flags |= _FLAGS[name]
-    return flags
+    if notifies(profile):
+        return flags | kernel.SECCOMP_FILTER_FLAG_NEW_LISTENER
+    return flags & ~kernel.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV  # refused without a listener
+
+
+def notifies(profile: model.Seccomp) -> bool:
+    return any(rule.action == "SCMP_ACT_NOTIFY" for rule in profile.syscalls)
 
 
 @lru_cache(maxsize=64)
@@ -282,8 +293,7 @@ def _cache_path(profile: model.Seccomp, cache: str) -> str:
     library = _library_identity() if cache else ""
     if not library:
         return ""
-    # The flags are not part of the program.
-    subject = repr((library, MACHINE, profile._replace(flags=None)))
+    subject = repr((library, MACHINE, profile))
     return os.path.join(cache, _digest(FORMAT + subject.encode("utf-8", "surrogatepass")).hex())
 
 

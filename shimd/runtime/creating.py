@@ -19,7 +19,7 @@ from shimd.plan.compile import compile_create
 from shimd.plan.ops import Plan
 from shimd.plan.options import CompileOptions
 from shimd.plan.rootfs import hook_specs
-from shimd.runtime import binding, hooks, rootfs
+from shimd.runtime import agent, binding, hooks, rootfs
 from shimd.runtime.bundle import find_rootfs, read_config
 from shimd.runtime.control import start_time
 from shimd.runtime.dialogue import InitDied, Outcome, converse
@@ -241,6 +241,7 @@ class _Creation:
                 self.on_sync,
                 gate=self.options.gate,
                 map_ids=self.id_maps.answer,
+                on_listener=self.on_listener,
                 raw_newlines=self.options.raw_newlines,
             )
         except InitDied as error:
@@ -264,6 +265,10 @@ class _Creation:
             send_pidfd(self.options.pidfd_socket, self.launched, b"standard")
             self.directory.commit(STATE_FILE)
         self.phases.mark(point)
+
+    def on_listener(self, number: int) -> None:
+        state = hook_state(self.id, "creating", self.launched.pid, self.bundle, self.spec.annotations)
+        agent.hand_over(self.spec.linux.seccomp, self.launched, number, state)
 
     def make_state(self) -> ContainerState:
         pid_namespace = self.spec.linux.namespace("pid")

@@ -54,18 +54,20 @@ def converse(
     *,
     gate: bool,
     map_ids: MapIds = _no_maps,
+    on_listener: handshake.OnListener = handshake.no_listener,
     raw_newlines: bool = False,
 ) -> Outcome:
     """Answer init until it waits at the start ``gate``, or without one has executed the program.
 
-    ``on_sync`` does the runtime's part at "maps", "hooks" and "ready", ``map_ids`` at "idmap" and "ridmap", whose
-    descriptor stays with this function; it returns an errno or 0. Raises InitFailed, InitDied, or what they raise,
-    with a received console closed; the process is then the caller's to kill.
+    ``on_sync`` does the runtime's part at "maps", "hooks" and "ready"; ``map_ids`` at "idmap" and "ridmap", whose
+    descriptor stays with this function, returns an errno or 0; ``on_listener`` gets the number that the listener of a
+    seccomp filter has in init. Raises InitFailed, InitDied, or what they raise, with a received console closed; the
+    process is then the caller's to kill.
     """
     talk = _Talk(control, pidfd, gate=gate)
     talk.raw_newlines = raw_newlines
     try:
-        return talk.run(on_sync, map_ids)
+        return talk.run(on_sync, map_ids, on_listener)
     except BaseException:
         if talk.console >= 0:
             os.close(talk.console)
@@ -92,7 +94,7 @@ class _Talk:
         self.poller.register(control, select.POLLIN)
         self.poller.register(pidfd, select.POLLIN)
 
-    def run(self, on_sync: Callable[[str], None], map_ids: MapIds) -> Outcome:
+    def run(self, on_sync: Callable[[str], None], map_ids: MapIds, on_listener: handshake.OnListener) -> Outcome:
         while True:
             message = self._next()
             if message.kind == "sync":
@@ -101,6 +103,9 @@ class _Talk:
                 self._answer(handshake.GO)
             elif message.kind in ("idmap", "ridmap"):
                 self._answer(handshake.mapped(_and_close(message, map_ids)))
+            elif message.kind == "listener":
+                on_listener(message.fd)
+                self._answer(handshake.GO)
             elif message.kind == "warning":
                 self.warnings.append(message.text)
             elif message.kind == "console":

@@ -16,12 +16,20 @@ from shimd.plan import options as plan_options
 from shimd.plan import wire
 from shimd.plan.compile import compile_exec
 from shimd.plan.ops import Plan
-from shimd.runtime import binding, notes
+from shimd.runtime import agent, binding, notes
 from shimd.runtime.control import derive_status, start_time
 from shimd.runtime.dialogue import InitDied, Outcome, converse
 from shimd.runtime.launch import Launched, LaunchRequest
 from shimd.runtime.model import Container, Environment, ExecOptions, ExecProcess, Phases, Stdio, launch_name
-from shimd.runtime.process import error_text, is_dead, send_pidfd, set_rlimits, was_oom_killed, write_maps
+from shimd.runtime.process import (
+    error_text,
+    hook_state,
+    is_dead,
+    send_pidfd,
+    set_rlimits,
+    was_oom_killed,
+    write_maps,
+)
 from shimd.runtime.state import EXEC_EXIT_SUFFIX, check_id
 from shimd.runtime.status import Operation, check
 from shimd.runtime.undo import Undo
@@ -138,13 +146,25 @@ class _Execution:
     def talk(self, control: socket) -> Outcome:
         try:
             raw_newlines = self.options.raw_newlines
-            outcome = converse(control, self.launched.pidfd, self.on_sync, gate=False, raw_newlines=raw_newlines)
+            outcome = converse(
+                control,
+                self.launched.pidfd,
+                self.on_sync,
+                gate=False,
+                on_listener=self.on_listener,
+                raw_newlines=raw_newlines,
+            )
         except InitDied as error:
             if was_oom_killed(self.container.cgroup):
                 raise RuntimeFailure(f"{error} (possibly OOM-killed)") from error
             raise
         self.phases.mark("executed")
         return outcome
+
+    def on_listener(self, number: int) -> None:
+        of = self.container
+        state = hook_state(of.id, "running", of.pid, of.bundle, of.state.annotations)
+        agent.hand_over(of.spec.linux.seccomp, self.launched, number, state)
 
     def on_sync(self, point: str) -> None:
         self.phases.mark(f"until {point}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from shimd.errors import FailedPrecondition, RuntimeFailure, ShimdError
 from shimd.init import handshake
+from shimd.init.request import Launched
 from shimd.linux.signals import signal
 from shimd.plan.rootfs import hook_specs
+from shimd.runtime import agent
 from shimd.runtime.control import derive_status, is_alive, kill
 from shimd.runtime.dialogue import InitFailed
 from shimd.runtime.hooks import run_hooks
@@ -28,8 +30,14 @@ def start(container: Container) -> None:
 
 def _open_gate(container: Container) -> None:
     directory = container.directory
+
+    def on_listener(number: int) -> None:
+        state = hook_state(container.id, "created", container.pid, container.bundle, container.state.annotations)
+        init = Launched(container.pid, container.live_pidfd())
+        agent.hand_over(container.spec.linux.seccomp, init, number, state)
+
     try:
-        failure = handshake.start(f"/proc/self/fd/{directory.fd}/{START_SOCKET}")
+        failure = handshake.start(f"/proc/self/fd/{directory.fd}/{START_SOCKET}", on_listener)
     except handshake.NotStarted as error:
         # Init has died since we looked, or another start was quicker. That one may have died before it took the socket
         # away, which says that the container is created.
@@ -40,6 +48,9 @@ def _open_gate(container: Container) -> None:
         raise FailedPrecondition(refusal(Operation.START, status, container.id)) from error
     except handshake.ProtocolError as error:
         raise RuntimeFailure(f"start container {container.id}: {error}") from error
+    except RuntimeFailure:  # of the agent: init has ended, as nobody waits for it any more
+        directory.unlink(START_SOCKET)
+        raise
     directory.unlink(START_SOCKET)
     if failure is not None:
         raise InitFailed(failure)

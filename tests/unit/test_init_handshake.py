@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, SOCK_SEQPACKET, SOCK_STREAM, socketpair
+from _socket import AF_UNIX, SHUT_WR, SOCK_SEQPACKET, SOCK_STREAM, socketpair
 
 import pytest
 
@@ -17,6 +17,7 @@ def test_messages_survive_the_way() -> None:
     assert handshake.decode(handshake.encode_warning("careful")) == Message("warning", "careful")
     assert handshake.decode(handshake.encode_id_map("ids.0", recursive=False)) == Message("idmap", "ids.0")
     assert handshake.decode(handshake.encode_id_map("ids.1", recursive=True)) == Message("ridmap", "ids.1")
+    assert handshake.decode(handshake.encode_listener(7)) == Message("listener", "7", fd=7)
     assert handshake.decode(handshake.CREATED) == Message("created")
     assert handshake.decode(handshake.encode_failure(FAILURE)) == Message("error", "Invalid argument", FAILURE)
     assert handshake.decode(b"") == Message("eof")
@@ -42,6 +43,8 @@ def test_long_texts_are_cut_to_what_a_reader_takes() -> None:
         b"sync\0ready\0more",
         b"created\0",
         b"unheard of",
+        b"listener\0seven\0",
+        b"listener\07",
         b"error\0three\0Mount\0\0\00\0",
         b"error\03\0Mount",
         b"error\0" + b"9" * 5000 + b"\0Mount\0\0\00\0",
@@ -91,6 +94,22 @@ def test_console_without_a_descriptor_is_refused() -> None:
         sock.close()
 
 
+def test_a_listener_on_the_start_connection_is_fetched_before_init_goes_on() -> None:
+    mine, theirs = socketpair(AF_UNIX, SOCK_STREAM)
+    numbers = []
+
+    def take(number: int) -> None:
+        numbers.append(number)
+        theirs.send(handshake.encode_failure(FAILURE))
+        theirs.shutdown(SHUT_WR)
+
+    theirs.send(b"0" + handshake.encode_listener(12))
+    assert handshake.read_outcome(mine, take) == FAILURE
+    assert (numbers, theirs.recv(10)) == ([12], handshake.GO)
+    for sock in (mine, theirs):
+        sock.close()
+
+
 def answer(data: bytes) -> Failure | None:
     mine, theirs = socketpair(AF_UNIX, SOCK_STREAM)
     try:
@@ -108,6 +127,8 @@ def test_start_gate_tells_what_became_of_the_program() -> None:
         answer(b"")
     with pytest.raises(ProtocolError):
         answer(b"0" + handshake.CREATED)
+    with pytest.raises(ProtocolError):
+        answer(b"0" + handshake.encode_listener(3))
 
 
 def test_start_of_what_is_gone(tmp_path: object) -> None:

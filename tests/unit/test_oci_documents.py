@@ -60,7 +60,9 @@ def test_features() -> None:
     assert document["mountOptions"] == ["ro", "rw"]
     assert document["annotations"]["io.github.seccomp.libseccomp.version"] == "2.5.4"
     linux = document["linux"]
-    assert "SCMP_ACT_NOTIFY" not in linux["seccomp"]["actions"]
+    assert "SCMP_ACT_NOTIFY" in linux["seccomp"]["actions"]
+    assert linux["mountExtensions"] == {"idmap": {"enabled": True}}
+    assert "MPOL_BIND" in linux["memoryPolicy"]["modes"]
     assert "SCMP_ACT_ERRNO" in linux["seccomp"]["actions"]
     assert set(linux["seccomp"]["supportedFlags"]) <= set(linux["seccomp"]["knownFlags"])
     assert len(linux["capabilities"]) == 41

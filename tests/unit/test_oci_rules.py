@@ -342,7 +342,10 @@ def test_fifo_needs_no_number() -> None:
         ({"names": [], "action": "SCMP_ACT_ALLOW"}, "names: must not be empty"),
         ({"names": ["read"], "action": "SCMP_ACT_ALLOW", "errnoRet": 1}, "errnoRet: 1 has no meaning with"),
         ({"names": ["read"], "action": "SCMP_ACT_ERRNO", "errnoRet": 4096}, "errnoRet: 4096 is not an error number"),
-        ({"names": ["read"], "action": "SCMP_ACT_NOTIFY"}, 'action: "SCMP_ACT_NOTIFY": not supported yet'),
+        (
+            {"names": ["read", "write"], "action": "SCMP_ACT_NOTIFY"},
+            "names: SCMP_ACT_NOTIFY cannot be used for the write syscall",
+        ),
         (
             {
                 "names": ["read"],
@@ -358,8 +361,38 @@ def test_fifo_needs_no_number() -> None:
     ],
 )
 def test_seccomp_rules(rule: dict[str, Any], expected: str) -> None:
-    (problem,) = problems(document(seccomp={"defaultAction": "SCMP_ACT_KILL", "syscalls": [rule]}))
+    seccomp = {"defaultAction": "SCMP_ACT_KILL", "listenerPath": "/agent.sock", "syscalls": [rule]}
+    (problem,) = problems(document(seccomp=seccomp))
     assert problem.startswith(f"/linux/seccomp/syscalls/0/{expected}")
+
+
+NOTIFY = {"names": ["read"], "action": "SCMP_ACT_NOTIFY"}
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        (
+            {"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/a"},
+            "defaultAction: SCMP_ACT_NOTIFY cannot be used as default action",
+        ),
+        ({"syscalls": [NOTIFY]}, "listenerPath: is required with SCMP_ACT_NOTIFY"),
+        ({"syscalls": [NOTIFY], "listenerPath": ""}, "listenerPath: is required with SCMP_ACT_NOTIFY"),
+        ({"listenerMetadata": "x"}, "listenerMetadata: given without listenerPath"),
+        (
+            {"syscalls": [NOTIFY], "listenerPath": "agent.sock"},
+            'listenerPath: "agent.sock" is neither an absolute path nor an abstract name (@name)',
+        ),
+    ],
+)
+def test_seccomp_listeners(members: dict[str, Any], expected: str) -> None:
+    seccomp = {"defaultAction": "SCMP_ACT_ALLOW", **members}
+    assert problems(document(seccomp=seccomp)) == [f"/linux/seccomp/{expected}"]
+
+
+def test_a_listener_that_nobody_notifies_is_ignored() -> None:
+    seccomp = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "@agent", "listenerMetadata": "x"}
+    assert problems(document(seccomp=seccomp)) == []
 
 
 def test_errno_of_trace_has_16_bits() -> None:
@@ -398,7 +431,5 @@ def test_swap_of_update_may_rely_on_the_old_limit() -> None:
 def test_what_is_not_supported_yet_is_refused_by_name() -> None:
     assert problems(every_field()) == [
         "/linux/netDevices: not supported yet",
-        "/linux/seccomp/listenerPath: not supported yet",
-        "/linux/seccomp/listenerMetadata: not supported yet",
         "/linux/intelRdt: not supported yet",
     ]

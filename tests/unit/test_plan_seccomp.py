@@ -26,6 +26,7 @@ from tests.support.specs import docker_default_seccomp, runc_default
 ALLOW = 0x7FFF0000
 LOG = 0x7FFC0000
 TRACE = 0x7FF00000
+NOTIFY = 0x7FC00000
 TRAP = 0x00030000
 KILL_THREAD = 0
 KILL_PROCESS = 0x80000000
@@ -133,11 +134,16 @@ def test_errno_of_a_rule() -> None:
         ("ERRNO", EPERM),
         ("TRACE", TRACE | errno.EPERM),
         ("LOG", LOG),
+        ("NOTIFY", NOTIFY),
     ],
 )
 def test_actions(action: str, verdict: int) -> None:
     code = program(
-        {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mount"], "action": f"SCMP_ACT_{action}"}]}
+        {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "listenerPath": "/agent.sock",
+            "syscalls": [{"names": ["mount"], "action": f"SCMP_ACT_{action}"}],
+        }
     )
     assert run(code, MOUNT) == verdict
     assert run(code, READ) == ALLOW
@@ -320,6 +326,19 @@ def test_flags(flags: list[str] | None, expected: int) -> None:
     assert seccomp.compile_filter(profile(document), HOST).flags == expected
 
 
+@pytest.mark.parametrize(("flags", "expected"), [([], 8), (["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"], 40), (None, 12)])
+def test_flags_of_a_filter_that_notifies(flags: list[str] | None, expected: int) -> None:
+    rule = {"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}
+    document = deny_all_but(rule, listenerPath="/agent.sock", **({} if flags is None else {"flags": flags}))
+    assert seccomp.compile_filter(profile(document), HOST).flags == expected
+
+
+def test_calls_newer_than_a_profile_that_notifies_look_missing() -> None:
+    code = program(deny_all_but({"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}, listenerPath="/agent.sock"))
+    assert run(code, MOUNT) == NOTIFY
+    assert run(code, UNUSED) == ENOSYS
+
+
 def test_spec_allow_only_where_the_kernel_has_it() -> None:
     assert seccomp.compile_filter(profile(deny_all_but(allow("read"))), HOST._replace(seccomp_flags=())).flags == 0
 
@@ -345,6 +364,13 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[model.Seccomp]:
 def test_equal_profiles_are_compiled_once(compilations: list[model.Seccomp]) -> None:
     first, second = profile(deny_all_but(allow("read"))), profile(deny_all_but(allow("read")))
     assert seccomp.compile_filter(first, HOST) == seccomp.compile_filter(second, HOST)
+    assert len(compilations) == 1
+
+
+def test_what_is_no_part_of_the_program_makes_no_difference(compilations: list[model.Seccomp]) -> None:
+    variants: list[dict[str, Any]] = [{}, {"listenerPath": "/a"}, {"listenerPath": "/b", "listenerMetadata": "x"}]
+    for more in (*variants, {"flags": []}):
+        seccomp.compile_filter(profile(deny_all_but(allow("read"), **more)), HOST)
     assert len(compilations) == 1
 
 

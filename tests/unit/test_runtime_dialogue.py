@@ -106,6 +106,14 @@ def test_a_tree_is_mapped_and_closed_and_init_told_how_that_went(init: Init) -> 
     assert init.answers() == [handshake.mapped(0), handshake.mapped(22), handshake.GO]
 
 
+def test_a_listener_is_fetched_before_init_goes_on(init: Init) -> None:
+    numbers: list[int] = []
+    init.says(handshake.encode_listener(9), READY)
+    init.dies()
+    converse(init.control, init.pidfd, init.points.append, gate=False, on_listener=numbers.append)
+    assert numbers == [9]
+
+
 def test_a_failure_names_step_field_attempt_and_cause(init: Init) -> None:
     init.says(handshake.encode_failure(FAILURE))
     with pytest.raises(InitFailed) as caught:
