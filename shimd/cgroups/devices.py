@@ -88,10 +88,10 @@ def wanted(configured: tuple[DeviceRule, ...]) -> Access:
 
     Remembered, as most containers of a machine have the same few lists; callers do not change what they get.
     """
-    return emulate([*map(_from_config, configured), *DEFAULT_RULES])
+    return emulate([*map(from_config, configured), *DEFAULT_RULES])
 
 
-def _from_config(rule: DeviceRule) -> Rule:
+def from_config(rule: DeviceRule) -> Rule:
     """An absent or empty type is "a", absent numbers are wildcards, absent access is all."""
     return Rule(
         rule.allow,

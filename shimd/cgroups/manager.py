@@ -7,10 +7,10 @@ kernel allows it; nothing is cached.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from shimd.cgroups.oom import Watch
-from shimd.cgroups.place import groups_from_state, v1_groups, v2_group
+from shimd.cgroups.place import groups_from_state, names_unit, v1_groups, v2_group
 from shimd.cgroups.stats import Stats
 from shimd.cgroups.v1 import V1Manager
 from shimd.cgroups.v2 import V2Manager
@@ -18,7 +18,7 @@ from shimd.cgroups.view import View
 from shimd.errors import InternalError, Unimplemented
 from shimd.host.facts import HostFacts
 from shimd.linux.signals import signal
-from shimd.oci.model import Resources
+from shimd.oci.model import NOTHING, Resources
 from shimd.typed import Protocol
 
 
@@ -32,8 +32,9 @@ class CgroupManager(Protocol):
         """Absolute directory by controller ("memory", "name=systemd"), "" for the unified hierarchy."""
 
     def create(self, resources: Resources) -> None:
-        """Make the directories and set limits and device rules, before any process is in. All is undone on failure.
-        FailedPrecondition when a directory was there already with processes in it or frozen.
+        """Make the directories and set limits and device rules, before any process is in; where there is an ``entry``
+        only see that it can. All is undone on failure. FailedPrecondition when a directory was there already with
+        processes in it or frozen.
         """
 
     def cgroup_fd(self) -> int:
@@ -56,6 +57,14 @@ class CgroupManager(Protocol):
 
     def exec_procs(self, init_pid: int, subs: Mapping[str, str] = {}) -> list[int]:
         """As open_procs, in the same way."""
+
+    def entry(self) -> Callable[[int], None] | None:
+        """For an init that cannot enter by itself: called with its pid, while it waits at the sync point "cgroup", it
+        makes the cgroup round it, with limits and device rules in force. None when cgroup_fd and open_procs are all.
+        """
+
+    def exec_entry(self, init_pid: int, subs: Mapping[str, str] = {}) -> Callable[[int], None] | None:
+        """The same for a further process; None when exec_cgroup_fd and exec_procs are all."""
 
     def apply(self, pid: int) -> None:
         """Move a process of somebody else's making in."""
@@ -105,13 +114,23 @@ class CgroupManager(Protocol):
 
 
 def manager(
-    host: HostFacts, *, cgroups_path: str, container_id: str, root: str = "", systemd: bool = False
+    host: HostFacts,
+    *,
+    cgroups_path: str,
+    container_id: str,
+    root: str = "",
+    systemd: bool | None = False,
+    annotations: Mapping[str, str] = NOTHING,
 ) -> CgroupManager:
     """A manager for a container to be made; nothing is created yet. ``root`` is the cgroup under which relative
-    paths are placed, instead of under our own; with ``systemd`` the path names a unit. Raises InvalidSpec.
+    paths are placed, instead of under our own. With ``systemd`` the path names a unit, of which ``annotations`` may set
+    properties; None: if it has the form of one. Raises InvalidSpec.
     """
-    if systemd:
-        raise Unimplemented("the systemd cgroup driver is not supported yet")
+    if systemd or (systemd is None and host.systemd and names_unit(cgroups_path)):
+        # Loaded for those who use it only: D-Bus takes longer to load than a container to make.
+        from shimd.cgroups import systemd as driver
+
+        return driver.new_manager(host, cgroups_path, container_id, annotations)
     tolerant = (host.euid != 0 or host.in_userns) and not cgroups_path
     if host.cgroup_mode in ("v1", "hybrid"):
         groups = v1_groups(host.hierarchies, host.unified, cgroups_path, container_id, root)
@@ -125,6 +144,10 @@ def manager(
 def from_state(host: HostFacts, document: Mapping[str, object]) -> CgroupManager:
     """The manager of a container that is there; ``host`` tells what the saved state need not repeat."""
     groups = groups_from_state(document.get("groups"))
+    if "unit" in document:
+        from shimd.cgroups import systemd as driver
+
+        return driver.from_state(host, groups, document)
     match document.get("driver"):
         case "v1":
             return V1Manager(groups, in_userns=host.in_userns)

@@ -46,6 +46,12 @@ def relative_path(cgroups_path: str, container_id: str, own_path: str) -> str:
     return wanted
 
 
+def names_unit(cgroups_path: str) -> bool:
+    """Whether this can only be meant for systemd, as ``system.slice:docker:ID``."""
+    parts = cgroups_path.split(":")
+    return len(parts) == 3 and parts[0].endswith(".slice") and "/" not in cgroups_path
+
+
 def sub_path(group: Group, sub: str) -> str:
     """The container's cgroup ("/") or one below it, for exec. Raises InvalidArgument for any other."""
     if ".." in sub.split("/"):

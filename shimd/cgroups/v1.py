@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from errno import EBUSY
 
 from shimd.cgroups import devices, files, freezer, kill, oom, resources_v1, stats, stats_v1, update
@@ -117,7 +117,7 @@ class V1Manager:
     ) -> None:
         writes = [item for controller in group.controllers for item in plan.get(controller, ())]
         if access is not None and "devices" in group.controllers:
-            writes += _device_writes(group, access, fresh=fresh)
+            writes += device_writes(group, access, fresh=fresh)
         if "cpuset" in group.controllers:
             _fill_cpusets(group, made, writes)
         if writes:
@@ -191,6 +191,14 @@ class V1Manager:
             return files.open_beneath(unified.mount, path)
         except OSError as err:
             raise files.open_error("enter the cgroup", err) from err
+
+    def entry(self) -> Callable[[int], None] | None:
+        """None: the process joins by itself."""
+        return None
+
+    def exec_entry(self, init_pid: int, subs: Mapping[str, str] = {}) -> Callable[[int], None] | None:
+        """None: the process joins by itself."""
+        return None
 
     def _exec_paths(self, init_pid: int, subs: Mapping[str, str]) -> dict[str, str]:
         """Paths by mount, where they are not the container's own: a sub-cgroup, or where init is when ours was
@@ -341,7 +349,7 @@ def _uses_bfq(mount: str) -> bool:
     return not os.path.exists(f"{mount}/blkio.weight") and os.path.exists(f"{mount}/blkio.bfq.weight")
 
 
-def _device_writes(group: Group, target: devices.Access, *, fresh: bool) -> list[Write]:
+def device_writes(group: Group, target: devices.Access, *, fresh: bool) -> list[Write]:
     current = devices.EVERYTHING
     if not fresh:
         with open_directory(group.mount, group.path) as directory:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from errno import EACCES, ENOENT, EPERM
 
 from shimd.cgroups import device_filter, devices, files, freezer, kill, oom, resources_v2, stats, stats_v2, update
@@ -185,12 +185,20 @@ class V2Manager:
         return []
 
     def exec_cgroup_fd(self, init_pid: int, subs: Mapping[str, str] = {}) -> int:
-        if self._group_or_none is None:
-            return -1
+        return self._open_entry(self._exec_path(init_pid, subs)) if self._group_or_none else -1
+
+    def entry(self) -> Callable[[int], None] | None:
+        """None: the process is born in its cgroup."""
+        return None
+
+    def exec_entry(self, init_pid: int, subs: Mapping[str, str] = {}) -> Callable[[int], None] | None:
+        """None: the process is born in its cgroup."""
+        return None
+
+    def _exec_path(self, init_pid: int, subs: Mapping[str, str]) -> str:
         if subs.keys() - {""}:
             raise InvalidArgument("cgroup v2 has one hierarchy: a sub cgroup path is for no controller")
-        path = sub_path(self._group, subs[""]) if subs else self._path_of_init(init_pid)
-        return self._open_entry(path)
+        return sub_path(self._group, subs[""]) if subs else self._path_of_init(init_pid)
 
     def _open_entry(self, path: str) -> int:
         try:

@@ -6,6 +6,8 @@
        │  LAUNCH(plan, slots) ──────▶│ clone3 ──────────────────────▶│ non-dumpable, setsid, other descriptors closed
        │◀───────────── pid, pidfd ───│                               │ OomScoreAdj, JoinCgroup
        │                                                             │
+       │◀── ("sync", "cgroup") ──────────────────────────────────────│ only when systemd makes the cgroup
+       │ puts init into it            ("go",) ──────────────────────▶│
        │◀── ("sync", "maps") ─────────────────────────── control ────│ only with a new user namespace
        │ writes uid_map, gid_map      ("go",) ──────────────────────▶│ BecomeRoot, mounts, devices
        │◀── ("idmap" | "ridmap", slot) + tree ───────────────────────│ for id-mapped mounts

@@ -27,7 +27,7 @@ def features(host: Host, *, version: str, libseccomp: str = "", mount_options: I
         "linux": {
             "namespaces": list(values.NAMESPACES),
             "capabilities": list(values.CAPABILITIES),
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
             "seccomp": _seccomp(host) if libseccomp else {"enabled": False},
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},

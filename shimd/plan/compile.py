@@ -20,7 +20,7 @@ def compile_create(spec: model.Spec, host: HostFacts, options: CompileOptions) -
     """The plan of a container's init; with ``options.gate`` it waits for ``start``."""
     builder = Builder(host)
     layout = namespaces.layout(spec.linux, host)
-    stage = _add_start(builder, spec, layout, options.cgroup_slots)
+    stage = _add_start(builder, spec, layout, options)
     namespaces.add_identity(builder, layout)
     _add_keyring(builder, spec.process, options)
     rootfs.add_rootfs(builder, spec, options, layout)
@@ -74,7 +74,8 @@ def compile_exec(document: model.Process, spec: model.Spec, host: HostFacts, opt
     wanted = _inherit(document, spec.process)
     affinity = wanted.exec_cpu_affinity or model.CpuAffinity()
     flags = namespaces.layout(spec.linux, host).all
-    stage = _add_container(builder, wanted, flags, options.cgroup_slots)
+    traced = _may_be_traced(wanted, spec, host, flags)
+    stage = _add_container(builder, wanted, flags, options, enter=not traced)
     _add_keyring(builder, wanted, options)
     process.add_stdio(builder, "", wanted, console_device=False)
     if wanted.apparmor_profile:
@@ -92,10 +93,11 @@ def compile_exec(document: model.Process, spec: model.Spec, host: HostFacts, opt
     process.add_scheduling(builder, plan)
     if affinity.final or not affinity.initial:
         builder.add(ops.CpuAffinity(process.cpus(affinity.final)), "/execCPUAffinity/final" if affinity.final else "")
-    if _may_be_traced(wanted, spec, host, flags):
+    if traced:
         _refuse_listener(builder, wanted, spec)
         process.add_identity(builder, plan)
         stage += builder.take_steps()
+        _add_entry(builder, options)
         builder.add(ops.Sync("ready"))
     else:
         builder.add(ops.Sync("ready"))
@@ -137,24 +139,29 @@ def _refuse_listener(builder: Builder, wanted: model.Process, spec: model.Spec) 
 
 
 def _add_start(
-    builder: Builder, spec: model.Spec, layout: namespaces.Layout, cgroup_slots: tuple[str, ...]
+    builder: Builder, spec: model.Spec, layout: namespaces.Layout, options: CompileOptions
 ) -> tuple[ops.Step, ...]:
     """Cgroups and joined namespaces; returns the steps of the stage."""
     if namespaces.precedes_clone(layout, spec.process.oom_score_adj):
-        _add_birth(builder, "/process", spec.process, cgroup_slots)
+        _add_birth(builder, "/process", spec.process, options)
         namespaces.add_joins(builder, layout)
-        return builder.take_steps()
+        stage = builder.take_steps()
+        _add_entry(builder, options)
+        return stage
     namespaces.add_joins(builder, layout, CLONE_NEWPID)
     stage = builder.take_steps()
-    _add_birth(builder, "/process", spec.process, cgroup_slots)
+    _add_birth(builder, "/process", spec.process, options)
+    _add_entry(builder, options)
     namespaces.add_joins(builder, layout, ~CLONE_NEWPID)
     return stage
 
 
 def _add_container(
-    builder: Builder, wanted: model.Process, flags: int, cgroup_slots: tuple[str, ...]
+    builder: Builder, wanted: model.Process, flags: int, options: ExecOptions, *, enter: bool
 ) -> tuple[ops.Step, ...]:
-    """Cgroups and namespaces of a container that runs; returns the steps of the stage."""
+    """Cgroups and namespaces of a container that runs; returns the steps of the stage. ``enter``: the process enters
+    its cgroup as soon as it is there.
+    """
     stage: tuple[ops.Step, ...] = ()
     if flags & CLONE_NEWPID and builder.host.euid == 0:
         # All of the stage, so that a launcher can do it without a process in between; the new process does the rest.
@@ -163,20 +170,31 @@ def _add_container(
         flags &= ~CLONE_NEWPID
     if wanted.exec_cpu_affinity and wanted.exec_cpu_affinity.initial:
         builder.add(ops.CpuAffinity(process.cpus(wanted.exec_cpu_affinity.initial)), "/execCPUAffinity/initial")
-    _add_birth(builder, "", wanted, cgroup_slots)
+    _add_birth(builder, "", wanted, options)
+    late = bool(flags & CLONE_NEWPID)  # an unprivileged caller has to enter the user namespace first
+    if enter and not late:
+        _add_entry(builder, options)
     if flags:
         builder.add(ops.Setns("init", flags), "/linux/namespaces")
-    if flags & CLONE_NEWPID:  # an unprivileged caller has to enter the user namespace first
+    if late:
         stage = builder.take_steps()
+        if enter:
+            _add_entry(builder, options)
     if flags & CLONE_NEWUSER:
         builder.add(ops.BecomeRoot())
     return stage
 
 
-def _add_birth(builder: Builder, at: str, wanted: model.Process, cgroup_slots: tuple[str, ...]) -> None:
+def _add_birth(builder: Builder, at: str, wanted: model.Process, options: CompileOptions | ExecOptions) -> None:
     process.add_oom_score(builder, at, wanted.oom_score_adj)
-    if cgroup_slots:
-        builder.add(ops.JoinCgroup(cgroup_slots), "/linux/cgroupsPath")
+    if options.cgroup_slots:
+        builder.add(ops.JoinCgroup(options.cgroup_slots), "/linux/cgroupsPath")
+
+
+def _add_entry(builder: Builder, options: CompileOptions | ExecOptions) -> None:
+    """Never in a stage, whose launcher has no process to show yet."""
+    if options.cgroup_entry:
+        builder.add(ops.Sync("cgroup"), "/linux/cgroupsPath")
 
 
 def _add_keyring(builder: Builder, wanted: model.Process, options: CompileOptions | ExecOptions) -> None:

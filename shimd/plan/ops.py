@@ -50,7 +50,7 @@ def _capability_names(mask: int) -> str:
 
 
 class Sync(Record):
-    """Report ``point`` to the runtime and wait for its leave to go on: "maps", "hooks", "ready"."""
+    """Report ``point`` to the runtime and wait for its leave to go on: "cgroup", "maps", "hooks", "ready"."""
 
     point: str
 

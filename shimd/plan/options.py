@@ -28,7 +28,8 @@ class CgroupView(Record):
 class CompileOptions(Record):
     """``bundle`` and ``rootfs`` are absolute. ``gate``: wait for ``start`` before the program runs. ``death_signal`` is
     sent to the container when its parent dies, 0 for none. ``seccomp_cache`` is a directory, "" for memory only.
-    ``keyring`` is the name of the session keyring, "" for one that anybody can guess.
+    ``keyring`` is the name of the session keyring, "" for one that anybody can guess. ``cgroup_entry``: the process is
+    put into its cgroup by the runtime.
     """
 
     id: str
@@ -36,6 +37,7 @@ class CompileOptions(Record):
     rootfs: str
     gate: bool = True
     cgroup_slots: tuple[str, ...] = ()
+    cgroup_entry: bool = False
     cgroups: CgroupView = CgroupView()
     no_pivot: bool = False
     no_new_keyring: bool = False
@@ -50,6 +52,7 @@ class ExecOptions(Record):
 
     id: str
     cgroup_slots: tuple[str, ...] = ()
+    cgroup_entry: bool = False
     no_new_keyring: bool = False
     keyring: str = ""
     preserve_fds: int = 0

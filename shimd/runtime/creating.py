@@ -165,14 +165,25 @@ class _Creation:
         path = self.spec.linux.cgroups_path or ""
         # Equal ids in two namespaces are two containers; "@" is in no id, so no two names meet.
         name = f"{self.namespace}@{self.id}" if self.namespace else self.id
-        systemd = self.options.systemd_cgroup
-        cgroup = manager(self.env.host, cgroups_path=path, container_id=name, systemd=systemd)
+        cgroup = manager(
+            self.env.host,
+            cgroups_path=path,
+            container_id=name,
+            systemd=self.options.systemd_cgroup,
+            annotations=self.spec.annotations,
+        )
+        self.undo.push("close the cgroup", cgroup.close)
         cgroup.create(self.spec.linux.resources)
         self.undo.push("remove the cgroup", cgroup.destroy)
+        self.cgroup_entry = cgroup.entry()
+        if self.cgroup_entry is None:
+            self.delegate(cgroup)
+        return cgroup
+
+    def delegate(self, cgroup: CgroupManager) -> None:
         owner = cgroup_owner(self.spec)
         if owner is not None:
             cgroup.delegate(owner)
-        return cgroup
 
     def compile(self, slots: binding.Slots) -> Plan:
         options = CompileOptions(
@@ -181,6 +192,7 @@ class _Creation:
             rootfs=find_rootfs(self.bundle, self.spec),
             gate=self.options.gate,
             cgroup_slots=self.cgroup_slots(slots),
+            cgroup_entry=self.cgroup_entry is not None,
             cgroups=cgroup_view(self.cgroup),
             no_pivot=self.options.no_pivot,
             no_new_keyring=self.options.no_new_keyring,
@@ -255,7 +267,11 @@ class _Creation:
 
     def on_sync(self, point: str) -> None:
         self.phases.mark(f"until {point}")
-        if point == "maps":
+        if point == "cgroup":
+            assert self.cgroup_entry is not None
+            self.cgroup_entry(self.launched.pid)
+            self.delegate(self.cgroup)
+        elif point == "maps":
             write_maps(self.launched, self.plan)
         elif point == "hooks":
             self.run_hooks("prestart", self.spec.hooks.prestart, "creating")

@@ -103,9 +103,11 @@ class _Execution:
     def compile(self, slots: binding.Slots) -> Plan:
         where = (self.container.pid, self.options.cgroup)
         slots.add_cgroup_fd(self.container.cgroup.exec_cgroup_fd(*where))
+        self.cgroup_entry = self.container.cgroup.exec_entry(*where)
         options = plan_options.ExecOptions(
             id=self.container.id,
             cgroup_slots=slots.add_cgroups(self.container.cgroup.exec_procs(*where)),
+            cgroup_entry=self.cgroup_entry is not None,
             no_new_keyring=not self.container.state.keyring,
             keyring=self.container.state.keyring,
             preserve_fds=len(self.options.preserve_fds),
@@ -168,7 +170,10 @@ class _Execution:
 
     def on_sync(self, point: str) -> None:
         self.phases.mark(f"until {point}")
-        if point == "maps":
+        if point == "cgroup":
+            assert self.cgroup_entry is not None
+            self.cgroup_entry(self.launched.pid)
+        elif point == "maps":
             write_maps(self.launched, self.plan)
         elif point == "ready":
             set_rlimits(self.launched.pid, self.plan.rlimits)

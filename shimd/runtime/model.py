@@ -48,8 +48,8 @@ class CreateOptions(Record):
     connected unix stream socket that gets the pty's master instead of the caller. ``preserve_fds`` become descriptors
     3 and up. ``rootfs``: mounts of the request. ``hold``: descriptors that the keeper keeps, by name, from the launch
     on. ``service``: see ContainerState. ``systemd_cgroup``: systemd makes the cgroup, as a unit, and
-    ``linux.cgroupsPath`` is ``slice:prefix:name`` (``shimrun --systemd-cgroup``); what is done with the container later
-    needs no word of that. Descriptors stay the caller's.
+    ``linux.cgroupsPath`` is ``slice:prefix:name`` (``shimrun --systemd-cgroup``), None: if the path has that form and a
+    slice; what is done with the container later needs no word of that. Descriptors stay the caller's.
 
     For a command line: ``pidfd_socket``, a connected unix socket that gets a pidfd of init; ``env``, put behind the
     configured environment; ``notify``, a directory in the state directory that the container sees as /run/notify, for
@@ -58,7 +58,7 @@ class CreateOptions(Record):
     """
 
     gate: bool = True
-    systemd_cgroup: bool = False
+    systemd_cgroup: bool | None = False
     no_pivot: bool = False
     no_new_keyring: bool = False
     console_socket: int = -1

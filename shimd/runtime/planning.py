@@ -21,7 +21,13 @@ def plan_create(env: Environment, container_id: str, bundle: str, config: bytes 
     bundle = os.path.realpath(bundle)
     read = read_config(bundle, env.host, config)
     path = read.spec.linux.cgroups_path or ""
-    cgroup = manager(env.host, cgroups_path=path, container_id=container_id, systemd=options.systemd_cgroup)
+    cgroup = manager(
+        env.host,
+        cgroups_path=path,
+        container_id=container_id,
+        systemd=options.systemd_cgroup,
+        annotations=read.spec.annotations,
+    )
     plan = compile_create(
         read.spec,
         env.host,
@@ -30,7 +36,8 @@ def plan_create(env: Environment, container_id: str, bundle: str, config: bytes 
             bundle=bundle,
             rootfs=find_rootfs(bundle, read.spec),
             gate=options.gate,
-            cgroup_slots=_cgroup_slots(env, cgroup),
+            cgroup_slots=() if cgroup.entry() else _cgroup_slots(env, cgroup),
+            cgroup_entry=cgroup.entry() is not None,
             cgroups=cgroup_view(cgroup),
             no_pivot=options.no_pivot,
             no_new_keyring=options.no_new_keyring,
@@ -45,7 +52,10 @@ def plan_exec(env: Environment, container: Container, process: Process) -> Plan:
     """See Runtime.plan_exec."""
     warnings = validate_process(process, env.host)
     options = CompileExecOptions(
-        id=container.id, cgroup_slots=_cgroup_slots(env, container.cgroup), seccomp_cache=env.seccomp_cache
+        id=container.id,
+        cgroup_slots=_cgroup_slots(env, container.cgroup),
+        cgroup_entry=container.cgroup.exec_entry(container.pid) is not None,
+        seccomp_cache=env.seccomp_cache,
     )
     plan = compile_exec(process, container.spec, env.host, options)
     return plan._replace(warnings=warnings + plan.warnings)

@@ -2,7 +2,8 @@
 
     no_pivot_root, no_new_keyring     as for runc
     io_uid, io_gid                    own the pipes of standard streams
-    systemd_cgroup                    refused: it would put containers elsewhere than the administrator believes
+    systemd_cgroup                    as for runc; without it, too, for a cgroupsPath that only systemd can be meant by
+                                      (``system.slice:docker:ID``: Docker sends that, and no options to other runtimes)
     root, binary_name, shim_cgroup    without meaning here: state is the daemon's, there is no runtime program, and no
                                       shim for each container
     criu_*, task_api_*                without meaning as long as checkpoints are refused; out of use
@@ -43,6 +44,7 @@ class Options(Record):
 
     no_pivot_root: bool = False
     no_new_keyring: bool = False
+    systemd_cgroup: bool = False
     io_uid: int = 0
     io_gid: int = 0
 
@@ -58,13 +60,18 @@ def read_options(packed: Any) -> Options:
         options = _read_generic(_parse(runtime_options_pb2.Options, packed.value))
     else:
         raise InvalidArgument(f"options of type {name!r} are not understood")
-    if options.systemd_cgroup:
-        raise Unimplemented("option systemd_cgroup: the systemd cgroup driver is not supported yet")
-    return Options(options.no_pivot_root, options.no_new_keyring, options.io_uid, options.io_gid)
+    return Options(
+        options.no_pivot_root, options.no_new_keyring, options.systemd_cgroup, options.io_uid, options.io_gid
+    )
 
 
 def create_options(options: Options, *, gate: bool) -> CreateOptions:
-    return CreateOptions(gate=gate, no_pivot=options.no_pivot_root, no_new_keyring=options.no_new_keyring)
+    return CreateOptions(
+        gate=gate,
+        no_pivot=options.no_pivot_root,
+        no_new_keyring=options.no_new_keyring,
+        systemd_cgroup=options.systemd_cgroup or None,
+    )
 
 
 def _parse(cls: type[M], data: bytes) -> M:

@@ -11,6 +11,7 @@ from shimd.api.containerd import runc_options_pb2 as runc
 from shimd.api.containerd import runtime_options_pb2 as generic
 from tests.daemon.boxes import MakeBox, refused, shell
 from tests.support.fifo import Fifos
+from tests.support.specs import runc_default
 
 
 def packed(message: runc.Options | generic.Options) -> Packed:
@@ -48,9 +49,11 @@ def test_no_pivot_root_and_no_new_keyring(box: MakeBox) -> None:
     assert b.wait() == 4
 
 
-def test_systemd_cgroup_is_refused_by_name(box: MakeBox) -> None:
-    b = box("true")
-    with refused("UNIMPLEMENTED", "systemd_cgroup"):
+def test_systemd_cgroup_wants_a_path_that_names_a_unit(box: MakeBox) -> None:
+    spec = runc_default("true")
+    spec["linux"]["cgroupsPath"] = "/no/unit"
+    b = box(spec=spec)
+    with refused("INVALID_ARGUMENT", 'cgroupsPath: expected cgroupsPath to be of format "slice:prefix:name"'):
         b.make(options=packed(runc.Options(systemd_cgroup=True)))
     assert b.topics() == []
 

@@ -40,7 +40,10 @@ LAYERS = {
         ("shimd.oci", "shimd.host", "shimd.linux", "shimd.errors"),
         ("seccomp", "pyseccomp"),  # libseccomp compiles the filters
     ),
-    "shimd.cgroups": Layer(("shimd.linux", "shimd.errors", "shimd.oci.model", "shimd.host")),
+    "shimd.cgroups": Layer(
+        ("shimd.linux", "shimd.errors", "shimd.oci.model", "shimd.oci.values", "shimd.host"),
+        ("jeepney",),  # D-Bus, for the systemd driver alone
+    ),
     "shimd.init": Layer(("shimd.plan", "shimd.linux", "shimd.errors")),
     "shimd.keeper": Layer(("shimd.init", "shimd.linux", "shimd.plan.wire", "shimd.errors")),
     "shimd.runtime": Layer(

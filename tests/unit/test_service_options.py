@@ -58,9 +58,13 @@ def test_what_has_no_meaning_here_is_taken() -> None:
 
 
 @pytest.mark.parametrize("options", [packed(runc.Options(systemd_cgroup=True)), body("SystemdCgroup = true")])
-def test_systemd_cgroup_is_refused(options: Packed) -> None:
-    with pytest.raises(Unimplemented, match="systemd_cgroup"):
-        read_options(options)
+def test_systemd_cgroup(options: Packed) -> None:
+    assert read_options(options) == Options(systemd_cgroup=True)
+    assert create_options(read_options(options), gate=True).systemd_cgroup is True
+
+
+def test_without_systemd_cgroup_the_path_decides() -> None:
+    assert create_options(Options(), gate=True).systemd_cgroup is None
 
 
 @pytest.mark.parametrize(
