@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from shimd.cgroups.oom import Watch
 from shimd.cgroups.place import groups_from_state, names_unit, v1_groups, v2_group
-from shimd.cgroups.stats import Stats
-from shimd.cgroups.v1 import V1Manager
-from shimd.cgroups.v2 import V2Manager
-from shimd.cgroups.view import View
 from shimd.errors import InternalError, Unimplemented
-from shimd.host.facts import HostFacts
 from shimd.linux.signals import signal
-from shimd.oci.model import NOTHING, Resources
-from shimd.typed import Protocol
+from shimd.typed import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from shimd.cgroups.oom import Watch
+    from shimd.cgroups.stats import Stats
+    from shimd.cgroups.view import View
+    from shimd.host.facts import HostFacts
+    from shimd.oci.model import Resources
+
+_NO_ANNOTATIONS: Mapping[str, str] = {}
 
 
 class CgroupManager(Protocol):
@@ -120,7 +122,7 @@ def manager(
     container_id: str,
     root: str = "",
     systemd: bool | None = False,
-    annotations: Mapping[str, str] = NOTHING,
+    annotations: Mapping[str, str] = _NO_ANNOTATIONS,
 ) -> CgroupManager:
     """A manager for a container to be made; nothing is created yet. ``root`` is the cgroup under which relative
     paths are placed, instead of under our own. With ``systemd`` the path names a unit, of which ``annotations`` may set
@@ -133,9 +135,13 @@ def manager(
         return driver.new_manager(host, cgroups_path, container_id, annotations)
     tolerant = (host.euid != 0 or host.in_userns) and not cgroups_path
     if host.cgroup_mode in ("v1", "hybrid"):
+        from shimd.cgroups.v1 import V1Manager
+
         groups = v1_groups(host.hierarchies, host.unified, cgroups_path, container_id, root)
         return V1Manager(groups, in_userns=host.in_userns, tolerant=tolerant)
     if host.unified is not None:
+        from shimd.cgroups.v2 import V2Manager
+
         group = v2_group(host.unified, cgroups_path, container_id, root)
         return V2Manager(group, controllers=host.unified.controllers, in_userns=host.in_userns, tolerant=tolerant)
     raise Unimplemented("this system has no cgroup hierarchy mounted")
@@ -150,8 +156,12 @@ def from_state(host: HostFacts, document: Mapping[str, object]) -> CgroupManager
         return driver.from_state(host, groups, document)
     match document.get("driver"):
         case "v1":
+            from shimd.cgroups.v1 import V1Manager
+
             return V1Manager(groups, in_userns=host.in_userns)
         case "v2":
+            from shimd.cgroups.v2 import V2Manager
+
             group = groups[0] if groups else None
             return V2Manager(group, controllers=host.unified_controllers, in_userns=host.in_userns)
         case other:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from types import TracebackType
 
 from shimd.cli.command import Call, Command
 from shimd.cli.messages import Messages
@@ -16,7 +15,10 @@ from shimd.cli.parse import UsageError, parse
 from shimd.cli.settings import PROGRAM, Settings
 from shimd.errors import ShimdError
 from shimd.runtime.direct import DirectLauncher
-from shimd.typed import Any
+from shimd.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 VERBS = (
     "checkpoint",

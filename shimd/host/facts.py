@@ -100,7 +100,7 @@ def probe() -> HostFacts:
 def _read(path: str) -> str:
     """ "" for a file that is not there or not ours to read."""
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.read().strip()
     except OSError:
         return ""

@@ -6,8 +6,6 @@ against these tables by a test. Fields that are not here are ignored, as the spe
 
 from __future__ import annotations
 
-import re
-
 from shimd.oci import model, values
 from shimd.oci.fields import (
     INT64,
@@ -64,17 +62,30 @@ def _node_list(value: object) -> str:
     return str(value)
 
 
+def _matches(pattern: str, value: str) -> bool:
+    """Few documents have what needs an expression, and ``re`` takes long to load."""
+    import re
+
+    return re.fullmatch(pattern, value, re.ASCII) is not None
+
+
+def _is_cpuset(value: str) -> bool:
+    return _matches(_CPUSET, value)
+
+
+def _is_page_size(value: str) -> bool:
+    return _matches(r"[1-9][0-9]*[KMG]B", value)
+
+
 # The kernel's list format (Documentation/admin-guide/kernel-parameters.rst), as cpuset takes it.
 _CPUSET = r"[ \n]*(|\d+(-\d+(:\d+/\d+)?)?)([ \n]*,[ \n]*(|\d+(-\d+(:\d+/\d+)?)?))*[ \n]*"
 
 cpu_list = or_none(Scalar(_cpu_list, ""))
-cpuset = or_none(
-    matching(string, lambda value: re.fullmatch(_CPUSET, value, re.ASCII) is not None, "a list like 0-3,7")
-)
+cpuset = or_none(matching(string, _is_cpuset, "a list like 0-3,7"))
 access = matching(string, lambda value: value != "" and set(value) <= set("rwm"), "made of the letters r, w and m")
 variable = matching(string, lambda value: value.find("=") > 0, "of the form NAME=value")
 one_word = matching(string, lambda value: len(value.split()) == 1 and "/" not in value, "a name")
-page_size = matching(string, lambda value: re.fullmatch(r"[1-9][0-9]*[KMG]B", value) is not None, "a size like 2MB")
+page_size = matching(string, _is_page_size, "a size like 2MB")
 
 ID_MAPPINGS = ListOf(
     ObjectOf(
@@ -261,7 +272,7 @@ NETWORK = ObjectOf(
 def _is_control_file(key: str) -> bool:
     """cgroup.procs and its like would move or kill processes instead of limiting them."""
     core = key.startswith("cgroup.") and not key.startswith("cgroup.max.")
-    return re.fullmatch(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)+", key) is not None and not core
+    return _matches(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)+", key) and not core
 
 
 RESOURCES = ObjectOf(

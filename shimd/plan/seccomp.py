@@ -14,7 +14,6 @@ from _blake2 import blake2b  # hashlib would load OpenSSL
 from _thread import get_ident
 from errno import EEXIST, ENOSYS, EPERM
 from functools import lru_cache
-from importlib import import_module
 
 from shimd.errors import InvalidSpec, Problem, Unimplemented
 from shimd.host.facts import HostFacts
@@ -169,6 +168,8 @@ def _compiled(profile: model.Seccomp, cache: str) -> Program:
 
 def _library() -> Any:
     """The distribution's binding or the one from PyPI; both have the same interface."""
+    from importlib import import_module
+
     for name in ("seccomp", "pyseccomp"):
         with contextlib.suppress(ImportError, RuntimeError):  # RuntimeError: pyseccomp does not find libseccomp
             return import_module(name)

@@ -9,15 +9,10 @@ from __future__ import annotations
 import os
 
 from shimd.cgroups.manager import from_state
-from shimd.cgroups.stats import Stats
 from shimd.errors import FailedPrecondition, NotFound, RuntimeFailure, ShimdError
-from shimd.host.facts import HostFacts
 from shimd.linux.process import pidfd_open
-from shimd.oci.model import Process, Resources
-from shimd.plan.ops import Plan
 from shimd.records import Record
-from shimd.runtime import control, creating, deleting, execing, notes, planning, starting
-from shimd.runtime.launch import Launcher
+from shimd.runtime import control
 from shimd.runtime.model import (
     DEFAULT_CREATE,
     DEFAULT_EXEC,
@@ -30,8 +25,16 @@ from shimd.runtime.model import (
     Stdio,
 )
 from shimd.runtime.state import StateDir, check_id
-from shimd.runtime.status import Status
-from shimd.typed import Any
+from shimd.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shimd.cgroups.stats import Stats
+    from shimd.host.facts import HostFacts
+    from shimd.oci.model import Process, Resources
+    from shimd.plan.ops import Plan
+    from shimd.runtime import notes
+    from shimd.runtime.launch import Launcher
+    from shimd.runtime.status import Status
 
 __all__ = ["Container", "CreateOptions", "ExecOptions", "ExecProcess", "Listing", "Runtime", "Stdio"]
 
@@ -72,10 +75,14 @@ class Runtime:
 
         AlreadyExists comes before any side effect; InvalidSpec, InvalidArgument before there is a process.
         """
+        from shimd.runtime import creating
+
         return creating.create(self.env, namespace, container_id, bundle, config=config, stdio=stdio, options=options)
 
     def start(self, container: Container) -> None:
         """Let the program run: it does when this returns. A poststart hook that fails kills the container."""
+        from shimd.runtime import starting
+
         starting.start(container)
 
     def exec(
@@ -88,18 +95,26 @@ class Runtime:
         options: ExecOptions = DEFAULT_EXEC,
     ) -> ExecProcess:
         """Run one more process in the container."""
+        from shimd.runtime import execing
+
         return execing.exec_process(self.env, container, exec_id, process, stdio, options)
 
     def kill_exec(self, container: Container, process: ExecProcess, signal: int) -> None:
         """Signal a process that ``exec`` made; NotFound when it is dead."""
+        from shimd.runtime import execing
+
         execing.kill_exec(container, process, signal)
 
     def delete_exec(self, container: Container, process: ExecProcess) -> None:
         """Forget a dead process and close its pidfd."""
+        from shimd.runtime import execing
+
         execing.delete_exec(self.env, container, process)
 
     def find_execs(self, container: Container) -> tuple[tuple[notes.ExecNote, ExecProcess], ...]:
         """Those that were noted (see ExecOptions). Raises RuntimeFailure for a damaged note."""
+        from shimd.runtime import notes
+
         try:
             found = notes.execs(container)
         except ValueError as error:
@@ -113,6 +128,8 @@ class Runtime:
         """Remove a container that is stopped or was not started, or with ``force`` any; closes it. Returns what its
         poststop hooks complained of, which changes nothing.
         """
+        from shimd.runtime import deleting
+
         return deleting.delete(self.env, container, force=force)
 
     # ---- planning --------------------------------------------------------------------------------------------------
@@ -121,9 +138,13 @@ class Runtime:
         self, container_id: str, bundle: str, *, config: bytes | None = None, options: CreateOptions = DEFAULT_CREATE
     ) -> Plan:
         """What ``create`` would have init do; raises what it raises for the configuration."""
+        from shimd.runtime import planning
+
         return planning.plan_create(self.env, container_id, bundle, config, options)
 
     def plan_exec(self, container: Container, process: Process) -> Plan:
+        from shimd.runtime import planning
+
         return planning.plan_exec(self.env, container, process)
 
     # ---- finding ---------------------------------------------------------------------------------------------------
@@ -181,6 +202,8 @@ class Runtime:
                 raise FailedPrecondition(f"container {container_id} is still being created")
             if not _is_stray(directory):
                 raise FailedPrecondition(f"container {container_id} exists")
+            from shimd.runtime import deleting
+
             deleting.remove_remains(self.env, directory)
 
     # ---- controlling -----------------------------------------------------------------------------------------------

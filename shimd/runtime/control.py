@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import signal as signals
-
-from shimd.cgroups.stats import Stats
 from shimd.errors import NotFound
 from shimd.linux import proc
 from shimd.linux.process import pidfd_send_signal
+from shimd.linux.signals import signal
 from shimd.oci import statejson
-from shimd.oci.model import Resources
-from shimd.oci.validate import validate_resources
-from shimd.oci.write import resources_document
+from shimd.runtime.launch import is_dead
 from shimd.runtime.model import Container, Environment
-from shimd.runtime.process import is_dead
 from shimd.runtime.state import START_SOCKET
 from shimd.runtime.status import Operation, Status, check
-from shimd.typed import Any
+from shimd.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shimd.cgroups.stats import Stats
+    from shimd.oci.model import Resources
 
 
 def derive_status(container: Container) -> Status:
@@ -74,14 +73,14 @@ def kill(container: Container, number: int, *, everyone: bool) -> None:
     NotFound when init is dead, unless ``everyone``.
     """
     check(Operation.KILL_ALL if everyone else Operation.KILL, derive_status(container), container.id)
-    if everyone or (number == signals.SIGKILL and not container.state.own_pid_namespace):
+    if everyone or (number == signal.SIGKILL and not container.state.own_pid_namespace):
         container.cgroup.kill(number)
         return
     try:
         pidfd_send_signal(container.live_pidfd(), number)
     except ProcessLookupError as error:
         raise NotFound("container not running") from error
-    if number == signals.SIGKILL:
+    if number == signal.SIGKILL:
         container.cgroup.wake_killed()
 
 
@@ -100,6 +99,9 @@ def update(env: Environment, container: Container, change: Resources) -> tuple[s
     limits in force.
     """
     check(Operation.UPDATE, derive_status(container), container.id)
+    from shimd.oci.validate import validate_resources
+    from shimd.oci.write import resources_document
+
     warnings = validate_resources(change, env.host)
     merged = container.cgroup.update(container.resources, change)
     container.state = container.state._replace(changed_resources=resources_document(merged))

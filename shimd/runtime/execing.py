@@ -19,12 +19,11 @@ from shimd.plan.ops import Plan
 from shimd.runtime import agent, binding, notes
 from shimd.runtime.control import derive_status, start_time
 from shimd.runtime.dialogue import InitDied, Outcome, converse
-from shimd.runtime.launch import Launched, LaunchRequest
+from shimd.runtime.launch import Launched, LaunchRequest, is_dead
 from shimd.runtime.model import Container, Environment, ExecOptions, ExecProcess, Phases, Stdio, launch_name
 from shimd.runtime.process import (
     error_text,
     hook_state,
-    is_dead,
     send_pidfd,
     set_rlimits,
     was_oom_killed,

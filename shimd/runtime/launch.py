@@ -52,6 +52,10 @@ def kill_and_wait(pidfd: int) -> None:
     wait_dead(pidfd)
 
 
+def is_dead(pidfd: int) -> bool:
+    return wait_dead(pidfd, 0)
+
+
 def wait_dead(pidfd: int, timeout: float | None = None) -> bool:
     """Whether the process has ended (it may be a zombie still) within ``timeout`` seconds."""
     poller = select.poll()

@@ -7,15 +7,17 @@ import time
 from collections.abc import Mapping
 
 from shimd import jsontext
-from shimd.cgroups.manager import CgroupManager
 from shimd.errors import FailedPrecondition, RuntimeFailure
-from shimd.host.facts import HostFacts
-from shimd.oci.model import Resources, Spec
-from shimd.oci.read import MAX_BYTES, read_resources, read_spec_cached
 from shimd.records import Record
-from shimd.runtime.launch import Launcher
-from shimd.runtime.rootfs import RootfsMount
 from shimd.runtime.state import CONFIG_FILE, ContainerState, StateDir
+from shimd.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shimd.cgroups.manager import CgroupManager
+    from shimd.host.facts import HostFacts
+    from shimd.oci.model import Resources, Spec
+    from shimd.runtime.launch import Launcher
+    from shimd.runtime.rootfs import RootfsMount
 
 
 class Environment(Record):
@@ -167,11 +169,15 @@ class Container:
     def spec(self) -> Spec:
         """The configuration that the container was made with, whatever the bundle says by now."""
         if self._spec is None:
+            from shimd.oci.read import read_spec_cached  # with all its tables
+
             self._spec = read_spec_cached(self.config_bytes())
         return self._spec
 
     def config_bytes(self) -> bytes:
         """config.json as it was given."""
+        from shimd.oci.read import MAX_BYTES
+
         try:
             return self.directory.read(CONFIG_FILE, MAX_BYTES)
         except FileNotFoundError as error:
@@ -181,7 +187,11 @@ class Container:
     def resources(self) -> Resources:
         """The limits in force: the configuration's, or those of the last update."""
         changed = self.state.changed_resources
-        return read_resources(jsontext.dumps(changed).encode()) if changed else self.spec.linux.resources
+        if not changed:
+            return self.spec.linux.resources
+        from shimd.oci.read import read_resources
+
+        return read_resources(jsontext.dumps(changed).encode())
 
     def take_console(self) -> int:
         """Hand the pty's master over to the caller; -1 when there is none."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import select
 from _socket import socket
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,6 +15,7 @@ from shimd.linux.process import prlimit
 from shimd.oci import statejson
 from shimd.plan.ops import IdMap, Plan, Rlimit
 from shimd.plan.options import CgroupHierarchy, CgroupView
+from shimd.runtime.launch import is_dead
 
 
 def write_maps(launched: Launched, plan: Plan) -> None:
@@ -94,12 +94,6 @@ def set_rlimits(pid: int, rlimits: Sequence[Rlimit]) -> None:
 
 
 _RLIMIT_NAMES = {getattr(resource, name): name for name in dir(resource) if name.startswith("RLIMIT_")}
-
-
-def is_dead(pidfd: int) -> bool:
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(0))
 
 
 def error_text(error: OSError) -> str:
