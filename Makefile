@@ -96,7 +96,7 @@ types: venv ## The type checker
 # Where the generated modules go; the test for drift writes them elsewhere and compares.
 OUT ?= .
 PROTOC = $(PYTHON) -m grpc_tools.protoc -I protos
-SERVICES = protos/shimd/api/containerd/task_v2.proto protos/shimd/api/containerd/task_v3.proto protos/shimd/api/v1/runtime.proto
+SERVICES = $(addprefix protos/shimd/api/,containerd/sandbox.proto containerd/task_v2.proto containerd/task_v3.proto v1/runtime.proto)
 
 .PHONY: protos
 protos: venv ## Write shimd/api/ from protos/

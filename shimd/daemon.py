@@ -26,7 +26,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from shimd import logs, sockets
-from shimd.api.containerd import task_v2_pb2, task_v3_pb2
+from shimd.api.containerd import sandbox_pb2, task_v2_pb2, task_v3_pb2
 from shimd.api.v1 import containerd_pb2, runtime_pb2
 from shimd.errors import FailedPrecondition, ShimdError
 from shimd.events.bus import EventBus
@@ -51,6 +51,7 @@ from shimd.service.control import Control
 from shimd.service.lifecycle import Lifecycle
 from shimd.service.registry import Registry
 from shimd.service.runtime import About, RuntimeService
+from shimd.service.sandbox import SandboxService
 from shimd.service.task import TaskService
 from shimd.settings import DEFAULT_CONFIG, Settings, load_settings
 from shimd.supervise.exits import Exits
@@ -59,9 +60,10 @@ from shimd.systemd import Notifier, listen_sockets
 
 _TASK_V2 = task_v2_pb2.DESCRIPTOR.services_by_name["Task"]
 _TASK_V3 = task_v3_pb2.DESCRIPTOR.services_by_name["Task"]
+_SANDBOX = sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"]
 _RUNTIME = runtime_pb2.DESCRIPTOR.services_by_name["Runtime"]
 _CONTAINERDS = containerd_pb2.DESCRIPTOR.services_by_name["Containerds"]
-_DESCRIPTORS = (_TASK_V3, _TASK_V2, _RUNTIME, _CONTAINERDS)
+_DESCRIPTORS = (_TASK_V3, _TASK_V2, _SANDBOX, _RUNTIME, _CONTAINERDS)
 _SERVICES = tuple(descriptor.full_name for descriptor in _DESCRIPTORS)
 
 # What socket units call their descriptors; unnamed ones are for gRPC.
@@ -227,7 +229,8 @@ class Daemon:
         task = TaskService(lifecycle, control)
         own = RuntimeService(lifecycle, control, bus, self._about(host, keeper.hello()))
         launcher = ContainerdsService(containerds)
-        implementations = (task, task, own, launcher)
+        sandbox = SandboxService(lifecycle, control)
+        implementations = (task, task, sandbox, own, launcher)
         return lifecycle, list(map(Service, _DESCRIPTORS, implementations)), bus
 
     def _keeper_lost(self, keeper: KeeperClient, exits: Exits, lifecycle: Lifecycle) -> None:

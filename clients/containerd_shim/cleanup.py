@@ -5,6 +5,7 @@ alone.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 from clients.containerd_shim.delete import KILLED, delete_response
 from clients.containerd_shim.places import Places
@@ -15,7 +16,8 @@ from shimd.linux.mount import MNT_DETACH, UMOUNT_NOFOLLOW, umount2
 from shimd.runtime.container import Runtime
 from shimd.runtime.direct import DirectLauncher
 from shimd.runtime.launch import KeeperLauncher, Launcher
-from shimd.runtime.state import EXIT_FILE
+from shimd.runtime.model import Container
+from shimd.runtime.state import EXIT_FILE, SANDBOX_ANNOTATION
 
 
 def remove(places: Places, namespace: str, container_id: str) -> bytes:
@@ -29,7 +31,9 @@ def remove(places: Places, namespace: str, container_id: str) -> bytes:
             return b""
         ended = read_exit_file(f"{places.container(namespace, container_id)}/{EXIT_FILE}")
         pid = container.pid
-        runtime.delete(container, force=True)
+        members = _members(runtime, namespace, container_id) if "sandbox" in container.state.service else ()
+        for each in (*members, container):
+            runtime.delete(each, force=True)
     except NotFound:
         return b""
     except ShimdError as error:
@@ -37,6 +41,17 @@ def remove(places: Places, namespace: str, container_id: str) -> bytes:
     if ended is None:
         return delete_response(pid, KILLED, time.time_ns())
     return delete_response(pid, ended.code, ended.exited_at_ns)
+
+
+def _members(runtime: Runtime, namespace: str, sandbox: str) -> Iterator[Container]:
+    """The containers of a pod. They have no shim of their own as far as containerd knows, so it has only the sandbox
+    deleted.
+    """
+    for container in runtime.list(namespace=namespace).containers:
+        if container.id != sandbox and container.state.annotations.get(SANDBOX_ANNOTATION) == sandbox:
+            yield container
+        else:
+            container.close()
 
 
 def _launcher(places: Places) -> Launcher:

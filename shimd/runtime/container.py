@@ -24,7 +24,7 @@ from shimd.runtime.model import (
     ExecProcess,
     Stdio,
 )
-from shimd.runtime.state import StateDir, check_id
+from shimd.runtime.state import SANDBOX_ANNOTATION, StateDir, check_id, is_id
 from shimd.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from shimd.oci.model import Process, Resources
     from shimd.plan.ops import Plan
     from shimd.runtime import notes
+    from shimd.runtime.bundle import Config
     from shimd.runtime.launch import Launcher
     from shimd.runtime.status import Status
 
@@ -78,6 +79,21 @@ class Runtime:
         from shimd.runtime import creating
 
         return creating.create(self.env, namespace, container_id, bundle, config=config, stdio=stdio, options=options)
+
+    def in_pod(self, namespace: str, config: Config) -> Config:
+        """The configuration with the files of the sandbox that it names, if we have that one."""
+        from shimd.runtime import pod
+        from shimd.runtime.bundle import read_config
+
+        sandbox = config.spec.annotations.get(SANDBOX_ANNOTATION, "")
+        if not is_id(sandbox):
+            return config
+        data = pod.amended(config.data, config.spec, self.state_directory(namespace, sandbox))
+        return config if data is config.data else read_config("/", self.env.host, data)
+
+    def state_directory(self, namespace: str, container_id: str) -> str:
+        """Of a container, there or not."""
+        return os.path.join(self.env.state_root, namespace, container_id)
 
     def start(self, container: Container) -> None:
         """Let the program run: it does when this returns. A poststart hook that fails kills the container."""
@@ -228,6 +244,10 @@ class Runtime:
     def update(self, container: Container, change: Resources) -> tuple[str, ...]:
         """Change limits; returns warnings."""
         return control.update(self.env, container, change)
+
+    def pod_stats(self, container: Container) -> Stats:
+        """Of the cgroup that a sandbox and the containers of its pod have in common, if they do."""
+        return control.pod_stats(self.env, container)
 
     def stats(self, container: Container) -> Stats:
         return control.stats(container)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import closing
+
 from shimd.errors import NotFound
 from shimd.linux import proc
 from shimd.linux.process import pidfd_send_signal
@@ -112,6 +115,17 @@ def update(env: Environment, container: Container, change: Resources) -> tuple[s
 def stats(container: Container) -> Stats:
     check(Operation.STATS, derive_status(container), container.id)
     return container.cgroup.stats()
+
+
+def pod_stats(env: Environment, container: Container) -> Stats:
+    check(Operation.STATS, derive_status(container), container.id)
+    from shimd.cgroups.manager import manager
+
+    parent = os.path.dirname(container.spec.linux.cgroups_path or "")
+    if parent in ("", "/"):
+        return container.cgroup.stats()
+    with closing(manager(env.host, cgroups_path=parent, container_id=container.id)) as cgroup:
+        return cgroup.stats()
 
 
 def pids(container: Container) -> list[int]:

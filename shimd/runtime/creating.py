@@ -118,6 +118,10 @@ class _Creation:
 
     def run(self, data: bytes | None) -> Container:
         self.directory = self.reserve()
+        if self.options.pod is not None:
+            from shimd.runtime import pod
+
+            pod.make(self.directory.path, self.options.pod)
         self.config = read_config(self.bundle, self.env.host, data)
         self.spec = self.with_options(self.config.spec)
         self.mounted = self.mount()

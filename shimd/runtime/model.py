@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shimd.host.facts import HostFacts
     from shimd.oci.model import Resources, Spec
     from shimd.runtime.launch import Launcher
+    from shimd.runtime.pod import PodFiles
     from shimd.runtime.rootfs import RootfsMount
 
 
@@ -51,7 +52,8 @@ class CreateOptions(Record):
     3 and up. ``rootfs``: mounts of the request. ``hold``: descriptors that the keeper keeps, by name, from the launch
     on. ``service``: see ContainerState. ``systemd_cgroup``: systemd makes the cgroup, as a unit, and
     ``linux.cgroupsPath`` is ``slice:prefix:name`` (``shimrun --systemd-cgroup``), None: if the path has that form and a
-    slice; what is done with the container later needs no word of that. Descriptors stay the caller's.
+    slice; what is done with the container later needs no word of that. ``pod``: the container holds the namespaces of
+    one, and these files; its configuration is of ``pod.config``. Descriptors stay the caller's.
 
     For a command line: ``pidfd_socket``, a connected unix socket that gets a pidfd of init; ``env``, put behind the
     configured environment; ``notify``, a directory in the state directory that the container sees as /run/notify, for
@@ -68,6 +70,7 @@ class CreateOptions(Record):
     rootfs: tuple[RootfsMount, ...] = ()
     hold: tuple[tuple[str, int], ...] = ()
     service: Mapping[str, str | int] = {}
+    pod: PodFiles | None = None
     pidfd_socket: int = -1
     env: tuple[str, ...] = ()
     notify: bool = False

@@ -26,7 +26,11 @@ START_SOCKET = "start.sock"
 EXIT_FILE = "exit.json"
 NOTIFY_DIRECTORY = "notify"
 NOTIFY_SOCKET = "notify.sock"
+POD_DIRECTORY = "pod"  # of a sandbox
 EXEC_EXIT_SUFFIX = ".exit.json"
+
+# By which a container says whose pod it belongs to.
+SANDBOX_ANNOTATION = "io.kubernetes.cri.sandbox-id"
 
 _MAX_STATE = 4 << 20
 _ID_LENGTH = 200  # NAME_MAX less the longest suffix that is put to an id
@@ -109,6 +113,11 @@ def _checked(key: str, value: Any, expected: type) -> Any:
     if type(value) is not expected:
         raise ValueError(f"{key} is not {expected.__name__}")
     return value
+
+
+def is_id(value: str) -> bool:
+    """Whether it is a plain file name of the usual characters; see ``check_id``."""
+    return value not in ("", ".", "..") and len(value) <= _ID_LENGTH and _ID_CHARACTERS.issuperset(value)
 
 
 def check_id(kind: str, value: str) -> None:
@@ -249,6 +258,10 @@ class StateDir:
             for name in os.listdir(self.fd) if self.fd >= 0 else ():
                 if name == NOTIFY_DIRECTORY:
                     self._remove_notify()
+                elif name == POD_DIRECTORY:
+                    from shimd.runtime import pod
+
+                    pod.remove(self.path)
                 else:
                     self.unlink(name)
             try:

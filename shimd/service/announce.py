@@ -61,4 +61,6 @@ class Announcer:
         self._publish(container, topics.TASK_RESUMED, messages.TaskResumed(container_id=container.id))
 
     def _publish(self, container: Container, topic: str, message: TaskEvent) -> None:
-        self._bus.publish(container.namespace, topic, message, origin=container.origin)
+        # Of a sandbox containerd itself tells what it thinks worth it: to it there is no task of that name.
+        origin = "" if container.is_sandbox else container.origin
+        self._bus.publish(container.namespace, topic, message, origin=origin)

@@ -97,6 +97,12 @@ class Control:
             raise NotFound(f"container {container.id} is stopped: no figures any more")
         return await self._in_thread(self._runtime.stats, container.runtime)
 
+    async def pod_stats(self, sandbox: Container) -> Stats:
+        """Of all that is in its pod's cgroup. Raises NotFound as ``stats``."""
+        if sandbox.init.status == STOPPED:
+            raise NotFound(f"sandbox {sandbox.id} is stopped: no figures any more")
+        return await self._in_thread(self._runtime.pod_stats, sandbox.runtime)
+
     def close_stdin(self, process: Process) -> None:
         self._lifecycle.close_stdin(process)
 

@@ -27,6 +27,7 @@ from shimd.runtime.bundle import read_config
 from shimd.runtime.container import Runtime
 from shimd.runtime.model import Container as RuntimeContainer
 from shimd.runtime.model import ExecOptions, ExecProcess, Stdio, launch_name
+from shimd.runtime.pod import PodFiles
 from shimd.runtime.rootfs import RootfsMount
 from shimd.runtime.status import Status
 from shimd.service import convert
@@ -65,6 +66,7 @@ class CreateRequest(Record):
     gate: bool = True  # wait for Start; without it, the program runs when Create is done
     origin: str = ""  # see Call
     followed: bool = False
+    pod: PodFiles | None = None  # of a sandbox; see CreateOptions
 
 
 class ExecRequest(Record):
@@ -198,6 +200,8 @@ class Lifecycle:
     def _make(self, namespace: str, request: CreateRequest) -> _Made:
         """In a worker thread: everything of Create that blocks."""
         config = read_config(request.bundle, self.runtime.env.host, request.config)
+        if request.pod is None:
+            config = self.runtime.in_pod(namespace, config)
         terminal = config.spec.process.terminal
         if request.terminal is not None and request.terminal != terminal:
             raise InvalidArgument(f"terminal is {request.terminal} in the request and {terminal} in config.json")
@@ -218,7 +222,10 @@ class Lifecycle:
                 config=config.data,
                 stdio=Stdio(*opened.ends, paths=request.stdio),
                 options=create_options(options, gate=request.gate)._replace(
-                    rootfs=request.rootfs, hold=held.of_launch(name, opened), service=_remembered(request)
+                    rootfs=request.rootfs,
+                    hold=held.of_launch(name, opened),
+                    service=_remembered(request),
+                    pod=request.pod,
                 ),
             )
             if runtime.console_fd >= 0:
@@ -450,11 +457,11 @@ class Lifecycle:
 
     async def remove(self, container: Container) -> None:
         """Delete in whatever state, killing what runs; somebody else may do so at the same time."""
-        await self._end(container)
+        await self.end(container)
         with contextlib.suppress(NotFound):
             await self.delete(container.init)
 
-    async def _end(self, container: Container) -> None:
+    async def end(self, container: Container) -> None:
         """Kill the first process, unless it has ended or ends at this moment by itself."""
         if container.init.status != STOPPED:
             with contextlib.suppress(NotFound):
@@ -485,7 +492,7 @@ class Lifecycle:
     async def _delete_container(self, container: Container) -> Exit | None:
         init = container.init
         if init.status == CREATED:
-            await self._end(container)
+            await self.end(container)
         if init.status != STOPPED:
             raise FailedPrecondition(f"cannot delete a {status_word(init)} container")
         await self.drained(init)
@@ -546,7 +553,12 @@ class Lifecycle:
 def _remembered(request: CreateRequest) -> dict[str, str | int]:
     """What Container reads from the runtime's state."""
     options = request.options
-    wanted: dict[str, str | int] = {"origin": request.origin, "io_uid": options.io_uid, "io_gid": options.io_gid}
+    wanted: dict[str, str | int] = {
+        "origin": request.origin,
+        "io_uid": options.io_uid,
+        "io_gid": options.io_gid,
+        "sandbox": int(request.pod is not None),
+    }
     return {name: value for name, value in wanted.items() if value}
 
 

@@ -11,6 +11,7 @@ from shimd.api.containerd import process_pb2
 from shimd.errors import NotFound
 from shimd.records import Record
 from shimd.runtime.model import launch_name
+from shimd.runtime.state import SANDBOX_ANNOTATION
 
 if TYPE_CHECKING:
     from shimd.oci.model import Process as ProcessSpec
@@ -125,6 +126,17 @@ class Container:
     def origin(self) -> str:
         """The name of the containerd that it belongs to, "" without one."""
         return str(self.runtime.state.service.get("origin", ""))
+
+    @property
+    def is_sandbox(self) -> bool:
+        """Whether it only holds the namespaces of a pod."""
+        return "sandbox" in self.runtime.state.service
+
+    @property
+    def sandbox(self) -> str:
+        """The id of the sandbox that it belongs to, "" without one."""
+        annotations = self.runtime.state.annotations
+        return "" if self.is_sandbox else annotations.get(SANDBOX_ANNOTATION, "")
 
     @property
     def io_owner(self) -> tuple[int, int]:

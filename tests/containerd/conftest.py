@@ -19,7 +19,7 @@ from tests.support import session
 from tests.support.requires import lack
 
 IDS = [f"containerd-{version}" for version in peers.VERSIONS]
-POD_KINDS = [(version, "podsandbox") for version in peers.VERSIONS]
+POD_KINDS = [*((version, "podsandbox") for version in peers.VERSIONS), ("2", "shim")]
 POD_IDS = [f"containerd-{version}-{sandboxer}" for version, sandboxer in POD_KINDS]
 
 C = TypeVar("C", bound=Containerd)

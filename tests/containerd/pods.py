@@ -29,7 +29,7 @@ from tests.support.leaks import cgroup_mount_points
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = "/usr/lib/cni"
-NODE, CONTAINER = "NODE", "CONTAINER"  # modes of namespaces; without one it is the pod's
+POD, CONTAINER, NODE = "POD", "CONTAINER", "NODE"  # whose a namespace is
 
 _CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
@@ -84,7 +84,7 @@ class PodContainerd(Containerd):
     """``sandboxer``: "podsandbox", with a pause container, or "shim", which has the runtime hold the namespaces."""
 
     def __init__(self, folder: Path, peer: Peer, sandboxer: str = "podsandbox") -> None:
-        self._sandboxer = sandboxer
+        self.sandboxer = sandboxer
         super().__init__(folder, peer)
         (folder / "cni").mkdir()
         plugin = {
@@ -100,7 +100,7 @@ class PodContainerd(Containerd):
         newer = self.peer.version == "2"
         deployed = (ROOT / f"deploy/containerd/config-{2 if newer else 1}.toml").read_text()
         handler = deployed.replace("io.containerd.shimd.v2", RUNTIME)
-        if self._sandboxer == "shim":
+        if self.sandboxer == "shim":
             handler, count = re.subn(r'# (sandboxer = "shim")', r"\1", handler)
             assert count == 1
         text = _BASE + (_CRI_2 if newer else _CRI_1)
@@ -135,7 +135,7 @@ class PodContainerd(Containerd):
 
 
 class Pod:
-    """Runs until the end of the ``with``; then it is removed with its containers."""
+    """Runs until the end of the ``with``; then it is removed with its containers. ``network``: "" for any."""
 
     def __init__(self, containerd: PodContainerd, cri: Cri, name: str, *, network: str = "", **config: Any) -> None:
         self.containerd = containerd
@@ -144,7 +144,9 @@ class Pod:
         self.cgroup = f"{NAMESPACE}/{name}"
         self.logs = containerd.folder / "logs" / name
         self.id = ""
-        namespaces = {"pid": CONTAINER} | ({"network": network} if network else {}) | config.pop("namespaces", {})
+        # Before 2.3 (commit b32cecd31) containerd crashes on a sandbox of the shim's in the node's network.
+        network = network or (POD if containerd.sandboxer == "shim" else NODE)
+        namespaces = {"pid": CONTAINER, "network": network} | config.pop("namespaces", {})
         self.namespaces = namespaces
         self.config = {
             "metadata": {"name": name, "uid": f"{name}-uid", "namespace": "default"},
@@ -287,4 +289,4 @@ def is_there() -> str:
     return ""
 
 
-__all__ = ["NODE", "Container", "Cri", "CriError", "Pod", "PodContainerd", "await_true", "own_network"]
+__all__ = ["NODE", "POD", "Container", "Cri", "CriError", "Pod", "PodContainerd", "await_true", "own_network"]

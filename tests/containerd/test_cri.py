@@ -7,11 +7,11 @@ import os
 import grpc
 import pytest
 
-from tests.containerd.pods import NODE, Cri, CriError, Pod, PodContainerd, await_true
+from tests.containerd.pods import POD, Cri, CriError, Pod, PodContainerd, await_true
 
 
 def test_container_and_its_log(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
-    with Pod(pod_containerd, cri, name, network=NODE) as pod:
+    with Pod(pod_containerd, cri, name) as pod:
         assert pod.state() == "READY"
         container = pod.container("sh", "-c", "echo out; echo err >&2; exit 7")
         assert container.ended() == 7
@@ -26,14 +26,14 @@ def test_container_and_its_log(pod_containerd: PodContainerd, cri: Cri, name: st
 
 
 def test_container_that_is_never_started(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
-    with Pod(pod_containerd, cri, name, network=NODE) as pod:
+    with Pod(pod_containerd, cri, name) as pod:
         container = pod.container("sleep", "1000", start=False)
         assert container.state() == "CREATED"
         container.remove()
 
 
 def test_program_that_is_missing(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
-    with Pod(pod_containerd, cri, name, network=NODE) as pod:
+    with Pod(pod_containerd, cri, name) as pod:
         container = pod.container("/no/such/program", start=False)
         with pytest.raises(CriError, match="/no/such/program"):
             container.start()
@@ -42,7 +42,7 @@ def test_program_that_is_missing(pod_containerd: PodContainerd, cri: Cri, name: 
 
 
 def test_exec_sync(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
-    with Pod(pod_containerd, cri, name, network=NODE) as pod:
+    with Pod(pod_containerd, cri, name) as pod:
         container = pod.container("sleep", "1000")
         command = ["sh", "-c", "echo out; echo err >&2; exit 3"]
         done = cri.call("ExecSync", container_id=container.id, cmd=command, timeout=30)
@@ -54,7 +54,7 @@ def test_exec_sync(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
 
 
 def test_stop(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
-    with Pod(pod_containerd, cri, name, network=NODE) as pod:
+    with Pod(pod_containerd, cri, name) as pod:
         polite = pod.container(
             "sh", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done", name="polite"
         )
@@ -69,7 +69,9 @@ def test_stop(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
 
 
 def test_containers_share_what_is_the_pods(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
-    with Pod(pod_containerd, cri, name, dns_config={"servers": ["10.1.2.3"], "searches": ["x.test"]}) as pod:
+    with Pod(
+        pod_containerd, cri, name, network=POD, dns_config={"servers": ["10.1.2.3"], "searches": ["x.test"]}
+    ) as pod:
         first, second = (pod.container("sleep", "1000", name=each) for each in ("first", "second"))
         for kind in ("net", "ipc", "uts"):
             assert _namespace(first.pid(), kind) == _namespace(second.pid(), kind) != _namespace(os.getpid(), kind)
@@ -82,7 +84,7 @@ def test_containers_share_what_is_the_pods(pod_containerd: PodContainerd, cri: C
 
 
 def test_shared_process_namespace(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
-    with Pod(pod_containerd, cri, name, network=NODE, namespaces={"pid": "POD"}) as pod:
+    with Pod(pod_containerd, cri, name, namespaces={"pid": "POD"}) as pod:
         first = pod.container("sleep", "1111", name="first")
         second = pod.container("sh", "-c", "(exec sleep 0.1) & exec sleep 2222", name="second")
         assert _namespace(first.pid(), "pid") == _namespace(second.pid(), "pid")
@@ -95,7 +97,7 @@ def test_shared_process_namespace(pod_containerd: PodContainerd, cri: Cri, name:
 
 def test_sysctls_of_the_pod(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
     sysctls = {"kernel.shmmni": "4000", "net.ipv4.ip_local_port_range": "2000 3000"}
-    with Pod(pod_containerd, cri, name, sysctls=sysctls) as pod:
+    with Pod(pod_containerd, cri, name, network=POD, sysctls=sysctls) as pod:
         container = pod.container("sleep", "1000")
         assert container.run("cat", "/proc/sys/kernel/shmmni") == "4000\n"
         assert container.run("cat", "/proc/sys/net/ipv4/ip_local_port_range").split() == ["2000", "3000"]
@@ -109,7 +111,7 @@ def test_volume(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
         {"container_path": "/rw", "host_path": str(volume)},
         {"container_path": "/ro", "host_path": str(volume), "readonly": True},
     ]
-    with Pod(pod_containerd, cri, name, network=NODE) as pod:
+    with Pod(pod_containerd, cri, name) as pod:
         container = pod.container("sleep", "1000", mounts=mounts)
         container.run("sh", "-c", "cat /ro/config >/rw/copy; ! touch /ro/new 2>/dev/null")
     assert (volume / "copy").read_text() == "from outside\n"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from tests.containerd.pods import NODE, Cri, Pod, PodContainerd
+from tests.containerd.pods import POD, Cri, Pod, PodContainerd
 from tests.support.websocket import END, RESIZE, STDERR, STDIN, STDOUT, Channels, exit_code
 
 
 def test_exec(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
-    with Pod(pod_containerd, cri, name, network=NODE) as pod:
+    with Pod(pod_containerd, cri, name) as pod:
         container = pod.container("sleep", "1000")
         command = ["sh", "-c", "read line; echo got $line; echo err >&2; exit 4"]
         answer = cri.call("Exec", container_id=container.id, cmd=command, stdin=True, stdout=True, stderr=True)
@@ -20,7 +20,7 @@ def test_exec(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
 
 
 def test_exec_with_a_terminal(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
-    with Pod(pod_containerd, cri, name, network=NODE) as pod:
+    with Pod(pod_containerd, cri, name) as pod:
         container = pod.container("sleep", "1000")
         answer = cri.call("Exec", container_id=container.id, cmd=["sh"], tty=True, stdin=True, stdout=True)
         with Channels(answer.url) as channels:
@@ -33,7 +33,7 @@ def test_exec_with_a_terminal(pod_containerd: PodContainerd, cri: Cri, name: str
 
 
 def test_attach(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
-    with Pod(pod_containerd, cri, name, network=NODE) as pod:
+    with Pod(pod_containerd, cri, name) as pod:
         container = pod.container("sh", "-c", "read line; echo got $line; exit 5", stdin=True, stdin_once=True)
         answer = cri.call("Attach", container_id=container.id, stdin=True, stdout=True, stderr=True)
         with Channels(answer.url) as channels:
@@ -44,7 +44,7 @@ def test_attach(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
 
 
 def test_attach_to_a_terminal(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
-    with Pod(pod_containerd, cri, name, network=NODE) as pod:
+    with Pod(pod_containerd, cri, name) as pod:
         container = pod.container("sh", stdin=True, tty=True)
         answer = cri.call("Attach", container_id=container.id, stdin=True, tty=True, stdout=True)
         with Channels(answer.url) as channels:
@@ -54,7 +54,7 @@ def test_attach_to_a_terminal(pod_containerd: PodContainerd, cri: Cri, name: str
 
 
 def test_forwarded_port(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
-    with Pod(pod_containerd, cri, name) as pod:
+    with Pod(pod_containerd, cri, name, network=POD) as pod:
         serve = "echo ready; while :; do echo hello | nc -l -p 8080; done"
         container = pod.container("sh", "-c", serve)
         container.run("sh", "-c", "until grep -q :1F90 /proc/net/tcp /proc/net/tcp6; do sleep 0.05; done")  # 8080

@@ -7,14 +7,14 @@ from typing import Any
 
 import grpc
 
-from shimd.api.containerd import task_v2_pb2_grpc, task_v3_pb2_grpc
+from shimd.api.containerd import sandbox_pb2_grpc, task_v2_pb2_grpc, task_v3_pb2_grpc
 from shimd.api.v1 import runtime_pb2_grpc
 
 TIMEOUT = 30.0
 
 
 class Client:
-    """``task`` (version 3), ``task_v2`` and ``runtime``; use as a context manager.
+    """``task`` (version 3), ``task_v2``, ``sandbox`` and ``runtime``; use as a context manager.
 
     ``client.task.State(request)`` is a call, ``client.task.Wait.future(request)`` one under way.
     """
@@ -25,6 +25,7 @@ class Client:
         self.namespace = namespace
         self.task = _Stub(task_v3_pb2_grpc.TaskStub(self.channel), namespace)
         self.task_v2 = _Stub(task_v2_pb2_grpc.TaskStub(self.channel), namespace)
+        self.sandbox = _Stub(sandbox_pb2_grpc.SandboxStub(self.channel), namespace)
         self.runtime = _Stub(runtime_pb2_grpc.RuntimeStub(self.channel), namespace)
 
     def __enter__(self) -> Client:

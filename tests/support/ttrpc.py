@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from google.protobuf.message_factory import GetMessageClass
 
-from shimd.api.containerd import task_v2_pb2, task_v3_pb2, ttrpc_pb2
+from shimd.api.containerd import sandbox_pb2, task_v2_pb2, task_v3_pb2, ttrpc_pb2
 from shimd.api.v1 import containerd_pb2, runtime_pb2
 
 TIMEOUT = 30.0
@@ -86,6 +86,7 @@ class TtrpcClient:
         self._reader.start()
         self.task = _Stub(self, task_v3_pb2.DESCRIPTOR.services_by_name["Task"])
         self.task_v2 = _Stub(self, task_v2_pb2.DESCRIPTOR.services_by_name["Task"])
+        self.sandbox = _Stub(self, sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"])
         self.containerds = _Stub(self, containerd_pb2.DESCRIPTOR.services_by_name["Containerds"])
         self.runtime = _Stub(self, runtime_pb2.DESCRIPTOR.services_by_name["Runtime"])
 

@@ -1,7 +1,7 @@
 """Our messages and containerd's own are the same on the wire.
 
-``containerd_api.txt`` was made from the .proto files of containerd and its cgroups library: a line for each field
-(name, number, type, label, as in descriptor.proto), enum value and method.
+``containerd_api.txt`` was made from the .proto files of containerd, its cgroups library and Kubernetes' CRI: a line for
+each field (name, number, type, label, as in descriptor.proto), enum value and method.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from shimd.api.containerd import (
     cgroups_v2_pb2,
     metric_pb2,
     mount_pb2,
+    platform_pb2,
+    pod_pb2,
     process_pb2,
     runc_options_pb2,
+    sandbox_pb2,
     task_events_pb2,
     task_v2_pb2,
     task_v3_pb2,
@@ -28,8 +31,11 @@ MODULES = (
     cgroups_v2_pb2,
     metric_pb2,
     mount_pb2,
+    platform_pb2,
+    pod_pb2,
     process_pb2,
     runc_options_pb2,
+    sandbox_pb2,
     task_events_pb2,
     task_v2_pb2,
     task_v3_pb2,

@@ -1,0 +1,94 @@
+"""What the CRI plugin says of a pod, as the configuration of the container that holds the pod's namespaces."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from shimd.api.containerd import pod_pb2 as api
+from shimd.errors import InvalidArgument, Unimplemented
+from shimd.runtime.pod import PodFiles
+from shimd.runtime.state import SANDBOX_ANNOTATION
+
+_NODE = api.NamespaceMode.NODE
+
+# As containerd sets them for its own pause containers unless it is told otherwise: a program needs no privileges for
+# port 80, or to ping, in a network that is the pod's own.
+_NETWORK_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+_MIN_SHARES = 2
+
+
+def base_of(config: api.PodSandboxConfig, sandbox_id: str, netns_path: str) -> dict[str, Any]:
+    """For ``pod.config``. Raises Unimplemented."""
+    options = config.linux.security_context.namespace_options
+    if options.HasField("userns_options") and options.userns_options.mode != _NODE:
+        raise Unimplemented('pods with a user namespace need a pause container: leave out sandboxer = "shim"')
+    own_network = options.network != _NODE
+    linux = {
+        "namespaces": _namespaces(options, netns_path),
+        "sysctl": {**(_NETWORK_SYSCTLS if own_network else {}), **config.linux.sysctls},
+        "resources": {"cpu": {"shares": _MIN_SHARES}, "devices": [{"allow": False, "access": "rwm"}]},
+    }
+    if parent := config.linux.cgroup_parent:
+        linux["cgroupsPath"] = _cgroups_path(parent, sandbox_id)
+    base: dict[str, Any] = {"linux": linux, "annotations": _annotations(config, sandbox_id)}
+    if own_network and config.hostname:
+        base["hostname"] = config.hostname
+    return base
+
+
+def files_of(config: api.PodSandboxConfig) -> PodFiles:
+    """``hostname`` is "" for the node's."""
+    own_shm = config.linux.security_context.namespace_options.ipc != _NODE
+    resolver = _resolv_conf(config.dns_config) if config.HasField("dns_config") else None
+    return PodFiles(config.hostname, resolver, own_shm)
+
+
+def base_of_spec(spec: dict[str, Any], netns_path: str) -> dict[str, Any]:
+    """From the config.json of a client that is not the CRI plugin: all but what is about a program."""
+    linux = dict(spec.get("linux") or {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "network")]})
+    if netns_path:
+        others = [entry for entry in linux.get("namespaces", []) if entry.get("type") != "network"]
+        linux["namespaces"] = [*others, {"type": "network", "path": netns_path}]
+    kept = ("ociVersion", "hostname", "domainname", "annotations")
+    return {"linux": linux, **{key: spec[key] for key in kept if key in spec}}
+
+
+def _namespaces(options: api.NamespaceOption, netns_path: str) -> list[dict[str, str]]:
+    found = []
+    if options.network != _NODE:
+        found += [{"type": "uts"}, {"type": "network", **({"path": netns_path} if netns_path else {})}]
+    if options.pid != _NODE:
+        found.append({"type": "pid"})
+    if options.ipc != _NODE:
+        found.append({"type": "ipc"})
+    return found
+
+
+def _cgroups_path(parent: str, sandbox_id: str) -> str:
+    if parent.endswith(".slice"):  # for systemd, in the words in which the CRI plugin puts it for containers
+        return f"{os.path.basename(parent)}:cri-containerd:{sandbox_id}"
+    if not parent.startswith("/"):
+        raise InvalidArgument(f"cgroup parent {parent!r} is not an absolute path")
+    return os.path.join(parent, sandbox_id)
+
+
+def _annotations(config: api.PodSandboxConfig, sandbox_id: str) -> dict[str, str]:
+    """The names by which tools find pods, as on pause containers."""
+    metadata = config.metadata
+    return {
+        **config.annotations,
+        "io.kubernetes.cri.container-type": "sandbox",
+        SANDBOX_ANNOTATION: sandbox_id,
+        "io.kubernetes.cri.sandbox-name": metadata.name,
+        "io.kubernetes.cri.sandbox-namespace": metadata.namespace,
+        "io.kubernetes.cri.sandbox-uid": metadata.uid,
+        "io.kubernetes.cri.sandbox-log-directory": config.log_directory,
+    }
+
+
+def _resolv_conf(dns: api.DNSConfig) -> str:
+    lines = [f"search {' '.join(dns.searches)}"] if dns.searches else []
+    lines += [f"nameserver {server}" for server in dns.servers]
+    lines += [f"options {' '.join(dns.options)}"] if dns.options else []
+    return "".join(f"{line}\n" for line in lines)
