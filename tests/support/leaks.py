@@ -132,7 +132,8 @@ def _marked_processes() -> Iterator[str]:
 
 def _process_line(pid: str) -> str:
     """ "pid start-time name"; without the state, which changes, and without the parent, which may. "" for a process
-    that is gone, and for the spare one of a living keeper, which uses it up and makes another whenever it likes.
+    that is gone, or that process 1 has yet to reap, which takes it seconds here; and for the spare one of a living
+    keeper, which uses it up and makes another whenever it likes.
     """
     try:
         with open(f"/proc/{pid}/stat") as file:
@@ -140,8 +141,9 @@ def _process_line(pid: str) -> str:
     except OSError:
         return ""
     name, _, rest = stat.partition("(")[2].rpartition(")")
-    _, parent, *fields = rest.split()
-    return "" if name == "shimd:[spare]" and _name(parent) == "shimd-keeper" else f"{pid} {fields[17]} {name}"
+    state, parent, *fields = rest.split()
+    is_spare = name == "shimd:[spare]" and _name(parent) == "shimd-keeper"
+    return "" if is_spare or (state, parent) == ("Z", "1") else f"{pid} {fields[17]} {name}"
 
 
 def _name(pid: str) -> str:
