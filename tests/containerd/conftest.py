@@ -28,13 +28,13 @@ C = TypeVar("C", bound=Containerd)
 @pytest.fixture(scope="module", params=peers.VERSIONS, ids=IDS)
 def containerd(request: pytest.FixtureRequest, _module_leaves_nothing: None) -> Iterator[Containerd]:
     """Of each version, one for all tests of a module."""
-    yield from _running(request.param, Containerd)
+    yield from running(request.param, Containerd)
 
 
 @pytest.fixture(params=peers.VERSIONS, ids=IDS)
 def own_containerd(request: pytest.FixtureRequest, _test_leaves_nothing: None) -> Iterator[Containerd]:
     """One that a test may stop and start."""
-    yield from _running(request.param, Containerd)
+    yield from running(request.param, Containerd)
 
 
 @pytest.fixture(scope="module", params=POD_KINDS, ids=POD_IDS)
@@ -61,10 +61,10 @@ def _running_pods(version: str, sandboxer: str) -> Iterator[PodContainerd]:
     if IS_RUNC and sandboxer == "shim":
         pytest.skip("the shim of runc knows no sandboxes")
     with own_network():
-        yield from _running(version, lambda folder, peer: PodContainerd(folder, peer, sandboxer))
+        yield from running(version, lambda folder, peer: PodContainerd(folder, peer, sandboxer))
 
 
-def _running(version: str, make: Callable[[Path, peers.Peer], C]) -> Iterator[C]:
+def running(version: str, make: Callable[[Path, peers.Peer], C]) -> Iterator[C]:
     peer = peers.find(version)
     for reason in (lack("root"), peer.missing, "" if IS_RUNC or LAUNCHER.exists() else f"{LAUNCHER} is not installed"):
         if reason:
