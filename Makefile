@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 
 # Debian packages by purpose; NAME=PROOF as .ci/tools/need-packages takes it.
 RUN_PACKAGES := python3-venv=/usr/share/doc/python3-venv libseccomp2 busybox-static=busybox
-TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc crun=crun shellcheck=shellcheck util-linux=unshare \
+TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc crun=crun shellcheck=shellcheck util-linux=unshare uidmap=newuidmap \
 	golang-github-containers-common=/usr/share/containers/seccomp.json procps=ps
 BENCH_PACKAGES := $(RUN_PACKAGES) runc=runc crun=crun
 # Programs of others that the tests with containerd drive.

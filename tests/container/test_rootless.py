@@ -1,0 +1,177 @@
+"""An ordinary user's containers: in user namespaces that map the user alone, or what /etc/subuid grants beside."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.container.boxes import Box, Runtime
+from tests.support import wait
+from tests.support.requires import requires
+
+UID = 1  # daemon, whom every Debian has and who has nothing running
+GRANTED = 300000
+MS_BIND = 0x1000
+
+pytestmark = requires("userns", "program:setpriv")
+
+Mapping = tuple[int, int, int]
+OWN: Mapping = (0, UID, 1)
+MORE: Mapping = (1, GRANTED, 1000)
+
+
+@pytest.fixture
+def user(place: Path, runtime: Runtime) -> Runtime:
+    """The runtime as that user calls it."""
+    os.chmod(place, 0o711)
+    os.chown(runtime.root, UID, UID)
+    runtime.command = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", *runtime.command]
+    answer = runtime.run("--version")
+    if answer.code != 0:
+        pytest.skip(f"ordinary users cannot execute {runtime.command[-3]}: {answer.errors.strip()}")
+    return runtime
+
+
+@pytest.fixture
+def box(user: Runtime, busybox: Path, new_id: Callable[[], str]) -> Box:
+    """What ``spec --rootless`` writes."""
+    made = Box(user, new_id(), busybox.parent)
+    user("spec", "--rootless", cwd=_own_folder(busybox.parent / "spec"))
+    made.spec = json.loads((busybox.parent / "spec" / "config.json").read_text())
+    made.spec["process"] |= {"terminal": False, "args": ["sleep", "1000"]}
+    os.chown(busybox.parent, UID, UID)
+    return made
+
+
+def _own_folder(folder: Path) -> Path:
+    folder.mkdir()
+    os.chown(folder, UID, UID)
+    return folder
+
+
+@pytest.fixture
+def granted(place: Path) -> Iterator[None]:
+    """A range of ids in /etc/subuid and /etc/subgid, which only this run of the tests sees."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = ("/etc/subuid", "/etc/subgid")
+    file = place / "sub-ids"
+    file.write_text(f"daemon:{GRANTED}:1000\n")
+    for name in names:
+        assert libc.mount(bytes(file), name.encode(), None, ctypes.c_ulong(MS_BIND), None) == 0, name
+    yield
+    for name in names:
+        assert libc.umount2(name.encode(), 0) == 0
+
+
+def map_ids(box: Box, *mappings: Mapping) -> None:
+    entries = [{"containerID": inside, "hostID": outside, "size": size} for inside, outside, size in mappings]
+    box.spec["linux"] |= {"uidMappings": entries, "gidMappings": entries}
+
+
+def shell(box: Box, script: str) -> None:
+    box.spec["process"]["args"] = ["/bin/sh", "-c", script]
+
+
+def output(box: Box, *verb: str) -> list[list[str]]:
+    """The words of each line; what the runtime warns of does not matter here."""
+    answer = box.runtime.run(*verb)
+    assert answer.code == 0, answer
+    return [line.split() for line in answer.output.splitlines()]
+
+
+def test_a_container_of_one_id(box: Box) -> None:
+    shell(box, "id -u; id -g; cat /proc/self/uid_map /proc/self/setgroups; touch /dev/shm/x && stat -c %u /dev/shm/x")
+    box.write()
+    found = output(box, "run", "--bundle", str(box.bundle), box.id)
+    assert found == [["0"], ["0"], ["0", str(UID), "1"], ["deny"], ["0"]]
+
+
+def test_its_exit_code_is_the_programs(box: Box) -> None:
+    shell(box, "exit 7")
+    box.write()
+    assert box.runtime.run("run", "--bundle", str(box.bundle), box.id).code == 7
+
+
+@requires("program:newuidmap")
+def test_a_container_of_granted_ids(box: Box, granted: None) -> None:
+    map_ids(box, OWN, MORE)
+    shell(box, "cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups; touch /tmp/x; stat -c %u:%g /tmp/x")
+    box.spec["process"]["user"] = {"uid": 5, "gid": 6, "additionalGids": []}
+    box.spec["mounts"].append({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"]})
+    box.write()
+    *maps, groups, owner = output(box, "run", "--bundle", str(box.bundle), box.id)
+    assert maps == [[str(number) for number in mapping] for mapping in (OWN, MORE) * 2]
+    assert groups == ["allow"]
+    assert owner == ["5:6"]
+
+
+@requires("program:newuidmap")
+def test_ids_that_were_not_granted_are_refused(box: Box, granted: None) -> None:
+    map_ids(box, OWN, (1, GRANTED + 1000, 1))
+    box.write()
+    said = box.runtime.fails("run", "--bundle", str(box.bundle), box.id)
+    assert "newgidmap" in said or "newuidmap" in said
+    assert os.listdir(box.runtime.root) == []
+
+
+@requires("program:newuidmap")
+def test_the_life_of_a_container(box: Box, granted: None) -> None:
+    map_ids(box, OWN, MORE)
+    box.write()
+    answer = box.runtime.run("create", "--bundle", str(box.bundle), box.id)
+    assert answer.code == 0, answer
+    assert box.status() == "created"
+    box.runtime("start", box.id)
+    state = box.state()
+    assert state["status"] == "running"
+    assert os.stat(f"/proc/{state['pid']}").st_uid == UID
+    assert output(box, "exec", box.id, "id", "-u") == [["0"]]
+    assert output(box, "exec", "--user", "1000:1000", box.id, "/bin/sh", "-c", "id -u; id -g") == [["1000"], ["1000"]]
+    assert box.runtime.run("exec", box.id, "/bin/sh", "-c", "exit 3").code == 3
+    box.runtime("kill", box.id, "KILL")
+    wait.process_gone(state["pid"])
+    assert box.status() == "stopped"
+    box.runtime("delete", box.id)
+    assert os.listdir(box.runtime.root) == []
+
+
+def test_no_access_to_what_only_root_may_read(box: Box, place: Path) -> None:
+    secret = place / "secret"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+    shell(box, "cat /secret")
+    box.spec["mounts"].append({"destination": "/secret", "type": "bind", "source": str(secret), "options": ["bind"]})
+    (box.bundle / "rootfs" / "secret").touch()
+    box.write()
+    answer = box.runtime.run("run", "--bundle", str(box.bundle), box.id)
+    assert answer.code == 1
+    assert "Permission denied" in answer.errors
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"additionalGids": [5]}, "additional"),
+        ({"uid": 5}, "map"),
+    ],
+    ids=["groups", "an id outside of the map"],
+)
+def test_what_takes_ids_that_are_not_there_is_refused(box: Box, change: dict[str, Any], words: str) -> None:
+    box.spec["process"]["user"] |= change
+    box.write()
+    assert words in box.runtime.fails("run", "--bundle", str(box.bundle), box.id)
+    assert os.listdir(box.runtime.root) == []
+
+
+def test_without_a_user_namespace_it_is_refused(box: Box) -> None:
+    box.spec["linux"]["namespaces"] = [n for n in box.spec["linux"]["namespaces"] if n["type"] != "user"]
+    map_ids(box)
+    box.write()
+    assert "user namespace" in box.runtime.fails("run", "--bundle", str(box.bundle), box.id)
+    assert os.listdir(box.runtime.root) == []
