@@ -4,12 +4,12 @@ connection and one message each, as the specification has it (config-linux.md, "
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from _socket import AF_UNIX, SO_SNDTIMEO, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
 from contextlib import closing
 
+from shimd import jsontext
 from shimd.errors import InternalError, RuntimeFailure
 from shimd.init.request import Launched
 from shimd.linux import fdpass
@@ -30,7 +30,7 @@ def hand_over(profile: Seccomp | None, process: Launched, number: int, state: by
         listener = pidfd_getfd(process.pidfd, number)
     except OSError as error:
         raise RuntimeFailure(f"fetch the seccomp listener of process {process.pid}: {error.strerror}") from error
-    document = statejson.process_state(process.pid, profile.listener_metadata, json.loads(state))
+    document = statejson.process_state(process.pid, profile.listener_metadata, jsontext.loads(state.decode()))
     path = profile.listener_path
     try:
         _send(path, statejson.dumps(document).encode(), listener)
