@@ -10,6 +10,8 @@
        │ puts init into it            ("go",) ──────────────────────▶│
        │◀── ("sync", "maps") ─────────────────────────── control ────│ only with a new user namespace
        │ writes uid_map, gid_map      ("go",) ──────────────────────▶│ BecomeRoot, mounts, devices
+       │◀── ("sync", "network") ─────────────────────────────────────│ only with network devices of the host
+       │ moves them                   ("go",) ──────────────────────▶│
        │◀── ("idmap" | "ridmap", slot) + tree ───────────────────────│ for id-mapped mounts
        │ mount_setattr           ("mapped", errno) ─────────────────▶│
        │◀── ("sync", "hooks") ───────────────────────────────────────│ only with prestart or createRuntime hooks

@@ -33,7 +33,7 @@ def features(host: Host, *, version: str, libseccomp: str = "", mount_options: I
             "selinux": {"enabled": True},
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": True}},
-            "netDevices": {"enabled": False},
+            "netDevices": {"enabled": True},
             "memoryPolicy": {
                 "modes": list(values.MEMORY_POLICY_MODES),
                 "flags": list(values.MEMORY_POLICY_FLAGS),

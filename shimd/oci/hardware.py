@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shimd.errors import Problem
+from shimd.oci.fields import pointer, show
 from shimd.oci.model import Spec
 from shimd.oci.values import cpu_list
 
@@ -30,3 +31,27 @@ def memory_policy(spec: Spec) -> Problems:
         yield Problem(f"{at}/nodes", f"{wanted.mode}: memory policy mode requires at least one node but got 0")
     if {"MPOL_F_STATIC_NODES", "MPOL_F_RELATIVE_NODES"} <= set(wanted.flags):
         yield Problem(f"{at}/flags", "MPOL_F_STATIC_NODES and MPOL_F_RELATIVE_NODES exclude each other")
+
+
+def net_devices(spec: Spec) -> Problems:
+    """``dev_valid_name`` of the kernel, and no name twice."""
+    devices = spec.linux.net_devices
+    if devices and spec.linux.namespace("network") is None:
+        yield Problem("/linux/netDevices", "unable to move network devices without a private network namespace")
+    seen: dict[str, str] = {}
+    for name, device in devices.items():
+        at = pointer("linux", "netDevices", name)
+        if not _is_interface_name(name):
+            yield Problem(at, f"invalid network device name {show(name)}")
+        if device.name is not None and not _is_interface_name(device.name):
+            yield Problem(f"{at}/name", f"invalid network device name {show(device.name)}")
+        inside = device.name or name
+        if inside in seen:
+            yield Problem(f"{at}/name", f"{show(inside)} is the name of {show(seen[inside])} in the container, too")
+        seen[inside] = name
+
+
+def _is_interface_name(name: str) -> bool:
+    if not name or len(name.encode("utf-8", "replace")) > 15 or name in (".", ".."):  # IFNAMSIZ with a null byte
+        return False
+    return not any(character in "/:" or character.isspace() for character in name)

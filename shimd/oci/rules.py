@@ -293,10 +293,7 @@ def _action(at: str, errno_field: str, action: str, errno: int | None) -> Proble
 
 def unsupported(spec: Spec) -> Problems:
     linux = spec.linux
-    for field, asked in (
-        ("netDevices", bool(linux.net_devices)),
-        ("intelRdt", linux.intel_rdt is not None),
-    ):
+    for field, asked in (("intelRdt", linux.intel_rdt is not None),):
         if asked:
             yield Problem(f"/linux/{field}", NOT_YET)
 
@@ -314,6 +311,7 @@ SPEC_RULES = (
     Rule(devices),
     Rule(seccomp),
     Rule(unsupported),
+    Rule(hardware.net_devices, needs=("/linux/namespaces",)),
     Rule(hardware.memory_policy),
     Rule(time_namespace, needs=("/linux/namespaces",)),
     Rule(swap_alone, needs=("/linux/resources/memory/limit",)),

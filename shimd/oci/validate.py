@@ -156,6 +156,16 @@ def network_sysctls(spec: Spec, host: Host) -> Problems:
             yield Problem(f"/linux/sysctl/{escaped}", "not allowed in the host's network namespace")
 
 
+def network_devices(spec: Spec, host: Host) -> Problems:
+    namespace = spec.linux.namespace("network")
+    if not spec.linux.net_devices or namespace is None:
+        return
+    if host.euid != 0:
+        yield Problem("/linux/netDevices", "network devices are not supported for rootless containers")
+    elif namespace.path is not None and _is_own_network(namespace.path):
+        yield Problem("/linux/netDevices", "not allowed in the host's network namespace")
+
+
 def _is_own_network(path: str) -> bool:
     try:
         return os.path.samestat(os.stat("/proc/self/ns/net"), os.stat(path))
@@ -260,6 +270,7 @@ PROBLEMS: dict[type, tuple[Rule, ...]] = {
         rootless_mounts,
         rootless_mapped_mounts,
         network_sysctls,
+        network_devices,
         rootless_namespaces,
         kernel_namespaces,
         seccomp,

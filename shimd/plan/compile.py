@@ -54,6 +54,7 @@ def compile_create(spec: model.Spec, host: HostFacts, options: CompileOptions) -
         stage=stage,
         steps=builder.take_steps(),
         namespaces=layout.joined,
+        net_devices=namespaces.net_devices(spec.linux),
         id_maps=tuple(builder.id_maps.values()),
         trees=tuple(builder.trees),
         uid_map=namespaces.id_maps(spec.linux.uid_mappings) if layout.new & CLONE_NEWUSER else (),

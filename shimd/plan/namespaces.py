@@ -122,6 +122,10 @@ def id_maps(mappings: tuple[model.IdMapping, ...]) -> tuple[ops.IdMap, ...]:
     return tuple([ops.IdMap(mapping.container_id, mapping.host_id, mapping.size) for mapping in mappings])
 
 
+def net_devices(linux: model.Linux) -> tuple[ops.NetDevice, ...]:
+    return tuple([ops.NetDevice(name, device.name or name) for name, device in linux.net_devices.items()])
+
+
 def denies_setgroups(linux: model.Linux, host: HostFacts) -> bool:
     """Without privileges one may map only oneself, and only after giving up setgroups(2), see user_namespaces(7)."""
     maps = linux.gid_mappings

@@ -50,7 +50,7 @@ def _capability_names(mask: int) -> str:
 
 
 class Sync(Record):
-    """Report ``point`` to the runtime and wait for its leave to go on: "cgroup", "maps", "hooks", "ready"."""
+    """Report ``point`` to the runtime and wait for its leave: "cgroup", "maps", "network", "hooks", "ready"."""
 
     point: str
 
@@ -447,6 +447,13 @@ class IdMapSource(Record):
     path: str
 
 
+class NetDevice(Record):
+    """An interface that the runtime moves into the network namespace, where it is called ``inside``."""
+
+    name: str
+    inside: str
+
+
 class TreeSource(Record):
     """A mount tree that the runtime opens (open_tree, OPEN_TREE_CLONE) and passes as ``slot``; ``id_map`` and
     ``map_all`` as in Bind.
@@ -472,15 +479,16 @@ class Plan(Record):
     process before the clone (joining pid, time and user namespaces that only children enter), empty for the usual
     container.
 
-    The runtime, not init, does: ``namespaces``, ``id_maps``, ``trees`` (open), ``uid_map`` and ``gid_map`` (at "maps"),
-    ``hooks_prestart`` (prestart, then createRuntime, at "hooks"), ``rlimits`` (prlimit at "ready"), cgroups
-    (shimd.cgroups).
+    The runtime, not init, does: ``namespaces``, ``id_maps``, ``trees`` (open), ``uid_map`` and ``gid_map`` (at
+    "maps"), ``net_devices`` (at "network"), ``hooks_prestart`` (prestart, then createRuntime, at "hooks"),
+    ``rlimits`` (prlimit at "ready"), cgroups (shimd.cgroups).
     """
 
     clone: int
     stage: tuple[Step, ...]
     steps: tuple[Step, ...]
     namespaces: tuple[NamespaceFile, ...] = ()
+    net_devices: tuple[NetDevice, ...] = ()
     id_maps: tuple[IdMapSource, ...] = ()
     trees: tuple[TreeSource, ...] = ()
     uid_map: tuple[IdMap, ...] = ()

@@ -20,6 +20,8 @@ def add_rootfs(builder: Builder, spec: model.Spec, options: CompileOptions, name
     """From the untouched mount namespace to the moment before the rootfs becomes /."""
     host = builder.host
     user_namespace = bool(namespaces.all & CLONE_NEWUSER)
+    if spec.linux.net_devices:
+        builder.add(ops.Sync("network"), "/linux/netDevices")
     if namespaces.new & CLONE_NEWNET:
         builder.add(ops.LoopbackUp())
     builder.add(ops.Umask(DEFAULT_UMASK))  # before the first directory is made

@@ -26,6 +26,7 @@ from shimd.runtime.dialogue import InitDied, Outcome, converse
 from shimd.runtime.idmaps import IdMaps
 from shimd.runtime.launch import Launched, LaunchRequest
 from shimd.runtime.model import Container, CreateOptions, Environment, Phases, Stdio, launch_name
+from shimd.runtime.netdevices import NetDevices
 from shimd.runtime.process import (
     cgroup_view,
     error_text,
@@ -113,6 +114,7 @@ class _Creation:
         self.phases = Phases()
         # Root of any container can join a keyring whose name it knows, or make it before.
         self.keyring = "" if options.no_new_keyring else f"_ses.{os.urandom(16).hex()}"
+        self.net_devices: NetDevices | None = None
         self.mounted: tuple[str, ...] = ()
         self.poststop: tuple[Hook, ...] = ()
 
@@ -277,6 +279,8 @@ class _Creation:
             self.delegate(self.cgroup)
         elif point == "maps":
             write_maps(self.launched, self.plan)
+        elif point == "network":
+            self.move_net_devices()
         elif point == "hooks":
             self.run_hooks("prestart", self.spec.hooks.prestart, "creating")
             self.run_hooks("createRuntime", self.spec.hooks.create_runtime, "creating")
@@ -285,6 +289,13 @@ class _Creation:
             send_pidfd(self.options.pidfd_socket, self.launched, b"standard")
             self.directory.commit(STATE_FILE)
         self.phases.mark(point)
+
+    def move_net_devices(self) -> None:
+        """Init waits, so its pid and its namespace are its own."""
+        namespace = os.open(f"/proc/{self.launched.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.net_devices = NetDevices(namespace)
+        self.undo.push("give the network devices back", self.net_devices.give_back)
+        self.net_devices.move(self.plan.net_devices)
 
     def on_listener(self, number: int) -> None:
         state = hook_state(self.id, "creating", self.launched.pid, self.bundle, self.spec.annotations)
@@ -320,6 +331,8 @@ class _Creation:
     def finish(self, outcome: Outcome) -> Container:
         if not self.options.gate:
             self.run_hooks("poststart", self.spec.hooks.poststart, "running")
+        if self.net_devices is not None:
+            self.net_devices.close()
         self.directory.finished()
         return Container(
             self.state,

@@ -59,10 +59,10 @@ def converse(
 ) -> Outcome:
     """Answer init until it waits at the start ``gate``, or without one has executed the program.
 
-    ``on_sync`` does the runtime's part at "maps", "hooks" and "ready"; ``map_ids`` at "idmap" and "ridmap", whose
-    descriptor stays with this function, returns an errno or 0; ``on_listener`` gets the number that the listener of a
-    seccomp filter has in init. Raises InitFailed, InitDied, or what they raise, with a received console closed; the
-    process is then the caller's to kill.
+    ``on_sync`` does the runtime's part at "maps", "network", "hooks" and "ready"; ``map_ids`` at "idmap" and "ridmap",
+    whose descriptor stays with this function, returns an errno or 0; ``on_listener`` gets the number that the listener
+    of a seccomp filter has in init. Raises InitFailed, InitDied, or what they raise, with a received console closed;
+    the process is then the caller's to kill.
     """
     talk = _Talk(control, pidfd, gate=gate)
     talk.raw_newlines = raw_newlines

@@ -59,7 +59,8 @@ LAYERS = {
             "shimd.init.request",
             "shimd.init.pending",  # launching without a keeper
             "shimd.errors",
-        )
+        ),
+        ("pyroute2",),  # network devices of the host
     ),
     "shimd.supervise": Layer(
         ("shimd.linux", "shimd.keeper.client", "shimd.events.model", "shimd.cgroups.oom", "shimd.errors")

@@ -1,8 +1,8 @@
 """What a test needs from the machine, probed by doing, once: ``@requires("userns", "cgroup:memory", "program:runc")``.
 
 A need that is not met skips the test with the reason; the end of a run lists all reasons. Known needs: ``root``,
-``userns``, ``overlay``, ``loop``, ``apparmor``, ``selinux``, ``kernel:VERSION``, ``program:NAME``, ``file:PATH``,
-``namespace:NAME``, ``capability:NUMBER``, ``cgroup:CONTROLLER``, ``cgroup-mode:v1|hybrid|v2``.
+``userns``, ``overlay``, ``loop``, ``veth``, ``apparmor``, ``selinux``, ``kernel:VERSION``, ``program:NAME``,
+``file:PATH``, ``namespace:NAME``, ``capability:NUMBER``, ``cgroup:CONTROLLER``, ``cgroup-mode:v1|hybrid|v2``.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ def _overlay(_: str) -> str:
 
 def _loop(_: str) -> str:
     return "" if _succeeds("losetup", "--find") else "no loop devices here"
+
+
+def _veth(_: str) -> str:
+    done = _succeeds("unshare", "--net", "ip", "link", "add", "one", "type", "veth", "peer", "name", "two")
+    return "" if done else "no pairs of network interfaces here"
 
 
 def _apparmor(_: str) -> str:
@@ -123,6 +128,7 @@ PROBES: dict[str, Callable[[str], str]] = {
     "userns": _userns,
     "overlay": _overlay,
     "loop": _loop,
+    "veth": _veth,
     "apparmor": _apparmor,
     "selinux": _selinux,
     "kernel": _kernel,

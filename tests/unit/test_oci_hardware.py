@@ -1,4 +1,4 @@
-"""The rules about pieces of the machine: memory nodes."""
+"""The rules about pieces of the machine: network interfaces, memory nodes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_oci_rules import document, problems
+from tests.unit.test_oci_rules import document, namespaces, problems
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,35 @@ def test_memory_policy(policy: dict[str, Any], expected: str) -> None:
 )
 def test_good_memory_policies(policy: dict[str, Any]) -> None:
     assert problems(document(memoryPolicy=policy)) == []
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ({"": {}}, '/: invalid network device name ""'),
+        ({".": {}}, '/.: invalid network device name "."'),
+        ({"..": {}}, '/..: invalid network device name ".."'),
+        ({"a/b": {}}, '/a~1b: invalid network device name "a/b"'),
+        ({"sixteen-bytes-it": {}}, '/sixteen-bytes-it: invalid network device name "sixteen-bytes-it"'),
+        ({"eth0": {"name": "e 0"}}, '/eth0/name: invalid network device name "e 0"'),
+        ({"eth0": {"name": "e:0"}}, '/eth0/name: invalid network device name "e:0"'),
+        ({"eth0": {"name": "e\u00a00"}}, '/eth0/name: invalid network device name "e\\u00a00"'),
+        ({"eth0": {"name": "ääääääää"}}, "/eth0/name: invalid network device name"),
+        ({"eth0": {"name": "x"}, "eth1": {"name": "x"}}, '/eth1/name: "x" is the name of "eth0" in the container, too'),
+        ({"eth0": {"name": "eth1"}, "eth1": {}}, '/eth1/name: "eth1" is the name of "eth0" in the container, too'),
+    ],
+)
+def test_network_devices(devices: dict[str, Any], expected: str) -> None:
+    (problem,) = problems(document(netDevices=devices))
+    assert problem.startswith(f"/linux/netDevices{expected}")
+
+
+def test_network_devices_need_a_namespace() -> None:
+    assert problems(document(netDevices={"eth0": {}}, namespaces=namespaces("network"))) == [
+        "/linux/netDevices: unable to move network devices without a private network namespace"
+    ]
+
+
+def test_good_network_devices() -> None:
+    devices = {"eth0": {"name": "eth1"}, "eth1": {"name": "eth0"}, "fifteen-bytes-x": {"name": "ä"}}
+    assert problems(document(netDevices=devices)) == []

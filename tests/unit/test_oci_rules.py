@@ -430,6 +430,5 @@ def test_swap_of_update_may_rely_on_the_old_limit() -> None:
 
 def test_what_is_not_supported_yet_is_refused_by_name() -> None:
     assert problems(every_field()) == [
-        "/linux/netDevices: not supported yet",
         "/linux/intelRdt: not supported yet",
     ]
