@@ -110,7 +110,12 @@ bench: venv ## Measure against Debian's runc and crun; writes bench/results.json
 	@.ci/tools/need-packages $(BENCH_PACKAGES)
 	@$(PYTHON) -m bench.run
 
+.PHONY: bench-containerd
+bench-containerd: venv ## The same under containerd, against its own shim; ARGS=--docs writes into docs/performance.md (needs root)
+	@.ci/tools/need-packages $(BENCH_PACKAGES) $(PEER_PACKAGES)
+	@$(PYTHON) -m bench.containerd $(ARGS)
+
 .PHONY: clean
 clean: ## Remove what the targets made, the environment too
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/results.json
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench/*results.json
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +15,42 @@ from typing import Any
 from bench.measure import Sample
 
 ROOT = Path(__file__).parents[1]
+
+
+class Worker:
+    """``bench.worker``, with its requests and answers. Use as a context manager."""
+
+    def __init__(self, name: str, *, without_unified: bool, environment: Mapping[str, str] | None = None) -> None:
+        self.name = name
+        arguments = ["--without-unified"] if without_unified else []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.worker", *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.pid = self._process.pid
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def ask(self, **request: Any) -> Sample:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer = json.loads(self._process.stdout.readline() or '{"error": "the worker died"}')
+        if "error" in answer:
+            raise RuntimeError(f"{self.name}: {answer['error']}")
+        return Sample(answer["seconds"], answer["cpu"], answer["bytes"])
 
 
 class Peer:
@@ -31,14 +67,7 @@ class Peer:
         self._numbers = itertools.count(1)
         self._idle: list[str] = []
         # runc works with the hybrid cgroup set-up, crun refuses it; neither pays for the preparation.
-        arguments = ["--without-unified"] if name == "crun" else []
-        self._worker = subprocess.Popen(
-            [sys.executable, "-m", "bench.worker", *arguments],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._worker = Worker(name, without_unified=name == "crun")
 
     def __enter__(self) -> Peer:
         return self
@@ -48,11 +77,7 @@ class Peer:
     ) -> None:
         for container in self._idle:
             self._ask(do="run", commands=[[*self._runtime, "delete", "--force", container]], concurrency=1)
-        assert self._worker.stdin is not None
-        self._worker.stdin.close()
-        self._worker.wait()
-        assert self._worker.stdout is not None
-        self._worker.stdout.close()
+        self._worker.__exit__()
 
     def version(self) -> str:
         output = subprocess.run([self._runtime[0], "--version"], capture_output=True, text=True, check=True).stdout
@@ -97,10 +122,4 @@ class Peer:
         return f"bench-{self.name}-{self._worker.pid}-{next(self._numbers)}"
 
     def _ask(self, **request: Any) -> Sample:
-        assert self._worker.stdin is not None
-        assert self._worker.stdout is not None
-        print(json.dumps(request), file=self._worker.stdin, flush=True)
-        answer = json.loads(self._worker.stdout.readline() or '{"error": "the worker died"}')
-        if "error" in answer:
-            raise RuntimeError(f"{self.name}: {answer['error']}")
-        return Sample(answer["seconds"], answer["cpu"], answer["bytes"])
+        return self._worker.ask(**request)

@@ -69,9 +69,7 @@ def write(path: Path, where: Mapping[str, str], rows: Sequence[Row], phases: Pha
 
 def markdown(where: Mapping[str, str], rows: Sequence[Row], phases: Phases) -> str:
     lines = ["; ".join(f"{name} {value}" for name, value in where.items()) + ".", ""]
-    lines += ["| median | unit | shimd | crun | runc | shimd/crun | shimd/runc | budget |"]
-    lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"]
-    lines += [_table_line(row) for row in rows]
+    lines += table(rows)
     lines += ["", "CPU time of one operation, all processes together, mean:", ""]
     lines += ["| | shimd | crun | runc |", "| --- | ---: | ---: | ---: |"]
     lines += [_cpu_line(row) for row in rows if "cpu_ms" in row.figures["shimd"]]
@@ -81,6 +79,14 @@ def markdown(where: Mapping[str, str], rows: Sequence[Row], phases: Phases) -> s
     lines += ["", "| budget | ms | limit | |", "| --- | ---: | ---: | --- |"]
     lines += [_budget_line(name, parts, limit, phases) for name, parts, limit in PHASE_BUDGETS]
     return "\n".join(lines)
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    return [
+        "| median | unit | shimd | crun | runc | shimd/crun | shimd/runc | budget |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        *map(_table_line, rows),
+    ]
 
 
 def _budget_line(name: str, parts: Sequence[str], limit: float, phases: Phases) -> str:
@@ -114,8 +120,8 @@ def _number(value: float | None) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def update_document(where: Mapping[str, str], rows: Sequence[Row], phases: Phases) -> None:
-    """Replace the part between the marks."""
-    text = DOCUMENT.read_text()
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    DOCUMENT.write_text(f"{head}{BEGIN}\n{markdown(where, rows, phases)}\n{END}{tail}")
+def update_document(text: str, begin: str = BEGIN) -> None:
+    """Replace what is between the mark ``begin`` and the next end mark."""
+    head, _, rest = DOCUMENT.read_text().partition(begin)
+    tail = rest.partition(END)[2]
+    DOCUMENT.write_text(f"{head}{begin}\n{text}\n{END}{tail}")

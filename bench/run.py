@@ -224,9 +224,10 @@ def main() -> int:
                 rows.append(measure(name))
         phases = bench.phases()
     report.write(options.results, machine, rows, phases)
-    print(report.markdown(machine, rows, phases))
+    text = report.markdown(machine, rows, phases)
+    print(text)
     if options.docs:
-        report.update_document(machine, rows, phases)
+        report.update_document(text)
     return 0
 
 

@@ -8,7 +8,7 @@ hybrid set-up.
 
 {"do": "run", "commands": [[...], ...], "concurrency": 4} each command to its end {"do": "life", "commands":
 [create, start, delete], "pid_file": "..."} {"do": "read", "command": [...]} its standard output read to the end,
-timed from the first byte
+timed from the first byte {"do": "shim", ...} see bench/shim.py
 
 The answer: {"seconds": whole, "cpu": user + system of all children, "bytes": read}, or {"error": text}.
 """
@@ -23,6 +23,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from bench import shim
 
 PR_SET_CHILD_SUBREAPER = 36
 CLONE_NEWNS = 0x00020000
@@ -67,6 +69,8 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
             live(request["commands"], request["pid_file"])
         case "read":
             start, done = read(request["command"])
+        case "shim":
+            shim.live(request)
     return {"seconds": time.perf_counter() - start, "cpu": _children_cpu() - cpu, "bytes": done}
 
 

@@ -40,6 +40,9 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime",
 class Containerd:
     """containerd with a daemon of shimd that the launcher finds by its settings. Use as a context manager."""
 
+    has_daemon = not IS_RUNC
+    starter: Sequence[str] = ()  # a command that becomes containerd
+
     def __init__(self, folder: Path, peer: Peer) -> None:
         self.folder = folder
         self.peer = peer
@@ -66,7 +69,7 @@ class Containerd:
             # Any runtime makes it and leaves it: it is not a test's.
             for point in cgroup_mount_points():
                 os.makedirs(f"{point}/{NAMESPACE}", exist_ok=True)
-            if not IS_RUNC:
+            if self.has_daemon:
                 self.daemon.start()
             self.start()
             self.import_images()
@@ -88,7 +91,8 @@ class Containerd:
 
     def start(self) -> None:
         """Returns when ``ctr`` gets an answer."""
-        command = [self.peer.program("containerd"), "--config", str(self.folder / "config.toml")]
+        program = self.peer.program("containerd")
+        command = [*self.starter, program, "--config", str(self.folder / "config.toml")]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, cwd="/"
