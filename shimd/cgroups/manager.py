@@ -133,7 +133,7 @@ def manager(
         from shimd.cgroups import systemd as driver
 
         return driver.new_manager(host, cgroups_path, container_id, annotations)
-    tolerant = (host.euid != 0 or host.in_userns) and not cgroups_path
+    tolerant = _is_rootless(host) and not cgroups_path
     if host.cgroup_mode in ("v1", "hybrid"):
         from shimd.cgroups.v1 import V1Manager
 
@@ -143,8 +143,12 @@ def manager(
         from shimd.cgroups.v2 import V2Manager
 
         group = v2_group(host.unified, cgroups_path, container_id, root)
-        return V2Manager(group, controllers=host.unified.controllers, in_userns=host.in_userns, tolerant=tolerant)
+        return V2Manager(group, controllers=host.unified.controllers, rootless=_is_rootless(host), tolerant=tolerant)
     raise Unimplemented("this system has no cgroup hierarchy mounted")
+
+
+def _is_rootless(host: HostFacts) -> bool:
+    return host.euid != 0 or host.in_userns
 
 
 def from_state(host: HostFacts, document: Mapping[str, object]) -> CgroupManager:
@@ -163,6 +167,6 @@ def from_state(host: HostFacts, document: Mapping[str, object]) -> CgroupManager
             from shimd.cgroups.v2 import V2Manager
 
             group = groups[0] if groups else None
-            return V2Manager(group, controllers=host.unified_controllers, in_userns=host.in_userns)
+            return V2Manager(group, controllers=host.unified_controllers, rootless=_is_rootless(host))
         case other:
             raise InternalError(f"unusable cgroup driver in the saved state: {other!r}")

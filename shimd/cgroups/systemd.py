@@ -82,7 +82,7 @@ class SystemdV2Manager(V2Manager):
     def __init__(self, handle: _Handle, group: Group, host: HostFacts, annotations: list[Property]) -> None:
         # A user's device programs may be refused, as in a user namespace.
         unprivileged = host.in_userns or host.euid != 0
-        super().__init__(group, controllers=host.unified_controllers, in_userns=unprivileged)
+        super().__init__(group, controllers=host.unified_controllers, rootless=unprivileged)
         self._handle = handle
         self._annotations = annotations
         self._resources = Resources()

@@ -26,16 +26,16 @@ _DELEGATE = "/sys/kernel/cgroup/delegate"
 
 class V2Manager:
     """See shimd.cgroups.manager.CgroupManager. ``controllers`` are those of the mount's root; ``tolerant``: without
-    permission and with nothing asked for, the container stays in our own cgroup (rootless); ``in_userns``: device
+    permission and with nothing asked for, the container stays in our own cgroup (rootless); ``rootless``: device
     programs may be refused.
     """
 
     def __init__(
-        self, group: Group | None, *, controllers: tuple[str, ...], in_userns: bool = False, tolerant: bool = False
+        self, group: Group | None, *, controllers: tuple[str, ...], rootless: bool = False, tolerant: bool = False
     ) -> None:
         self._group_or_none = group
         self._controllers = controllers
-        self._in_userns = in_userns
+        self._rootless = rootless
         self._tolerant = tolerant
         self._made: list[str] = []
 
@@ -88,7 +88,7 @@ class V2Manager:
                 self._enable_controllers(directory, needs_domain=resources_v2.needs_domain(resources))
                 directory.apply(writes)
                 fresh = group.path in self._made
-                device_filter.attach(directory.fd, access, fresh=fresh, optional=self._in_userns)
+                device_filter.attach(directory.fd, access, fresh=fresh, optional=self._rootless)
                 self._apply_unified(directory, unified)
             undo.pop_all()
 
@@ -101,7 +101,7 @@ class V2Manager:
             if self._tolerant and err.errno in NO_PERMISSION:
                 if optional:
                     return False
-                reason = f"no permission to make a cgroup, which limits or a cgroupsPath need: {reason}"
+                reason = f"rootless needs no limits + no cgrouppath when no permission is granted for cgroups: {reason}"
             raise RuntimeFailure(reason) from err
         return True
 
