@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,17 +10,16 @@ from typing import Any
 import pytest
 
 from shimd.host.facts import probe
-from shimd.linux._libc import NR, buffer, syscall
 from shimd.runtime.container import Container
 from shimd.runtime.direct import DirectLauncher
 from tests.kernel.runtime_rig import Rig
+from tests.lab.kernel_objects import bpf_programs, cgroups
 from tests.support.specs import runc_default
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEBIBYTE = 1 << 20
 ABSENT = {"LoadState": "not-found"}
 INACTIVE = {"ActiveState": "inactive"}
-BPF_PROG_GET_NEXT_ID = 11
 
 
 @pytest.fixture
@@ -77,21 +75,8 @@ def cgroup_of(container: Container) -> Path:
     return Path(container.state.cgroup_paths[""])
 
 
-def everything() -> tuple[list[str], str, int]:
+def everything() -> tuple[set[str], str, int]:
     """All cgroups, all units, and the number of BPF programs."""
-    cgroups = sorted(str(path) for path in CGROUPS.rglob("*") if path.is_dir())
     command = ["systemctl", "list-units", "--all", "--plain", "--no-legend"]
     units = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return cgroups, units, sum(1 for _ in program_ids())
-
-
-def program_ids() -> Iterator[int]:
-    program = 0
-    while True:
-        attr = buffer(struct.pack("=III", program, 0, 0))
-        try:
-            syscall(NR["bpf"], BPF_PROG_GET_NEXT_ID, attr, len(attr))
-        except FileNotFoundError:
-            return
-        _, program, _ = struct.unpack("=III", attr.raw[:12])
-        yield program
+    return cgroups(), units, len(bpf_programs())
