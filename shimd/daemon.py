@@ -116,10 +116,10 @@ class Daemon:
         async with contextlib.AsyncExitStack() as stack:
             stop = _stop_signal()
             self._prepare_directories()
-            stack.enter_context(_locked(self.places.lock))
+            lock = stack.enter_context(_locked(self.places.lock))
             grpc_listener, ttrpc_listener = self._listeners(stack)
             keeper = await self._keeper(stack)
-            containerds = self._containerds(stack)
+            containerds = self._containerds(stack, lock)
             lifecycle, services, bus = await self._build(stack, keeper, containerds)
             server, health_servicer = build_server(services, self.settings.api)
             sockets.unlink(self.places.inner_socket)
@@ -143,6 +143,7 @@ class Daemon:
             watchdog.cancel()
             if self._replacement is not None:
                 self._replacement.cancel()
+            containerds.withdraw()
             entrances.stop_accepting()
             await set_serving(health_servicer, _SERVICES, serving=False)
             bus.close()
@@ -184,7 +185,7 @@ class Daemon:
         stack.callback(keeper.close)
         return keeper
 
-    def _containerds(self, stack: contextlib.AsyncExitStack) -> Containerds:
+    def _containerds(self, stack: contextlib.AsyncExitStack, lock: int) -> Containerds:
         async def listen(entrance: str) -> Sockets:
             origin, namespace = split_entrance(entrance)
             # A namespace may be longer than the path of a socket.
@@ -196,7 +197,7 @@ class Daemon:
             await self._entrances.open(grpc, ttrpc, origin=origin, namespace=namespace)
             return paths
 
-        containerds = Containerds(self.places.containerds, listen)
+        containerds = Containerds(self.places.containerds, listen, lock)
         stack.push_async_callback(containerds.close)
         containerds.load()
         return containerds
@@ -307,8 +308,10 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Raises FailedPrecondition when another daemon has the state directory; the lock goes with the process."""
+def _locked(path: str) -> Iterator[int]:
+    """The descriptor. Raises FailedPrecondition when another daemon has the state directory; the lock goes with the
+    process.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
@@ -321,7 +324,7 @@ def _locked(path: str) -> Iterator[None]:
             ) from error
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield
+        yield fd
     finally:
         os.close(fd)
 

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from shimd.errors import InvalidArgument
 from shimd.events.forward import Addresses
+from shimd.events.known import Known
 from shimd.events.model import Event
 from shimd.events.publisher import Publisher
 from shimd.events.spool import Spool
@@ -33,10 +34,13 @@ class Sockets(Record):
 
 
 class Containerds:
-    """``listen`` makes the daemon listen for an entrance, see ``entrance_of``."""
+    """``listen`` makes the daemon listen for an entrance, see ``entrance_of``; ``lock`` is the daemon's descriptor of
+    its lock file.
+    """
 
-    def __init__(self, folder: str, listen: Callable[[str], Awaitable[Sockets]]) -> None:
+    def __init__(self, folder: str, listen: Callable[[str], Awaitable[Sockets]], lock: int) -> None:
         self._folder = folder
+        self._known = Known(folder, lock)
         self._listen = listen
         self._publishers: dict[str, Publisher] = {}
         self._sockets: dict[str, Sockets] = {}
@@ -65,12 +69,20 @@ class Containerds:
             entrance = entrance_of(name, namespace)
             if entrance not in self._sockets:
                 self._sockets[entrance] = await self._listen(entrance)
-            return self._sockets[entrance]
+            sockets = self._sockets[entrance]
+            if namespace:
+                self._known.tell(addresses, namespace, sockets.ttrpc)
+            return sockets
+
+    def withdraw(self) -> None:
+        """Nobody is to connect without asking any more."""
+        self._known.withdraw()
 
     # ---- over a restart --------------------------------------------------------------------------------------------
 
     def load(self) -> None:
         """Those that a former daemon knew; events flow from here on."""
+        self._known.withdraw()
         for file in os.listdir(self._folder):
             name, suffix = os.path.splitext(file)
             if suffix == _SUFFIX:

@@ -19,6 +19,9 @@ ONE = Addresses("/run/one/c.sock.ttrpc", "/run/one/c.sock", "/usr/bin/containerd
 OTHER = Addresses("unix:///run/other/c.sock.ttrpc", "unix:///run/other/c.sock", "")
 
 
+LOCK = 7
+
+
 class Listening:
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -33,7 +36,7 @@ class Listening:
 async def containerds(folder: Path, used: tuple[str, ...] = ()) -> AsyncIterator[tuple[Containerds, Listening]]:
     """As the daemon makes them."""
     listening = Listening()
-    made = Containerds(str(folder), listening)
+    made = Containerds(str(folder), listening, LOCK)
     made.load()
     await made.resume(used)
     yield made, listening
