@@ -229,7 +229,7 @@ class Daemon:
         control = Control(lifecycle, announce)
         task = TaskService(lifecycle, control)
         own = RuntimeService(lifecycle, control, bus, self._about(host, keeper.hello()))
-        launcher = ContainerdsService(containerds)
+        launcher = ContainerdsService(containerds, lifecycle)
         sandbox = SandboxService(lifecycle, control)
         implementations = (task, task, sandbox, own, launcher)
         return lifecycle, list(map(Service, _DESCRIPTORS, implementations)), bus

@@ -31,8 +31,7 @@ def remove(places: Places, namespace: str, container_id: str) -> bytes:
             return b""
         ended = read_exit_file(f"{places.container(namespace, container_id)}/{EXIT_FILE}")
         pid = container.pid
-        members = _members(runtime, namespace, container_id) if "sandbox" in container.state.service else ()
-        for each in (*members, container):
+        for each in (*_members(runtime, namespace, container), container):
             runtime.delete(each, force=True)
     except NotFound:
         return b""
@@ -43,12 +42,14 @@ def remove(places: Places, namespace: str, container_id: str) -> bytes:
     return delete_response(pid, ended.code, ended.exited_at_ns)
 
 
-def _members(runtime: Runtime, namespace: str, sandbox: str) -> Iterator[Container]:
-    """The containers of a pod. They have no shim of their own as far as containerd knows, so it has only the sandbox
-    deleted.
+def _members(runtime: Runtime, namespace: str, sandbox: Container) -> Iterator[Container]:
+    """The containers of a pod, if this holds its namespaces. To a containerd that puts a pod's containers into one
+    shim they have none of their own, and it has only the sandbox deleted.
     """
+    if sandbox.state.annotations.get(SANDBOX_ANNOTATION) != sandbox.id:
+        return
     for container in runtime.list(namespace=namespace).containers:
-        if container.id != sandbox and container.state.annotations.get(SANDBOX_ANNOTATION) == sandbox:
+        if container.id != sandbox.id and container.state.annotations.get(SANDBOX_ANNOTATION) == sandbox.id:
             yield container
         else:
             container.close()

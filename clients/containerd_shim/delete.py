@@ -16,7 +16,7 @@ TYPE_CHECKING = False  # as in typing, which takes long to import
 if TYPE_CHECKING:
     from clients.containerd_shim.ttrpc import Connection
 
-TASK = "containerd.task.v2.Task"
+SERVICE = "shimd.v1.Containerds"
 NOT_FOUND = 5  # gRPC's number
 SIGKILL = 9
 KILLED = 128 + SIGKILL
@@ -57,15 +57,8 @@ def _remove(places: Places, namespace: str, container_id: str) -> bytes:
 
 def _through_daemon(connection: Connection, namespace: str, container_id: str) -> bytes:
     """b"" when the daemon has no such container any more."""
-    container = wire.text(1, container_id)
     try:
-        try:
-            connection.call(TASK, "Kill", container + wire.number(3, SIGKILL) + wire.number(4, 1), namespace=namespace)
-        except CallFailed as error:
-            if error.code != NOT_FOUND:  # which a dead one answers, too
-                raise
-        connection.call(TASK, "Wait", container, namespace=namespace)
-        response = connection.call(TASK, "Delete", container, namespace=namespace)
+        response = connection.call(SERVICE, "Remove", wire.text(1, container_id), namespace=namespace)
     except CallFailed as error:
         if error.code == NOT_FOUND:
             return b""

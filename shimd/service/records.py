@@ -134,9 +134,8 @@ class Container:
 
     @property
     def sandbox(self) -> str:
-        """The id of the sandbox that it belongs to, "" without one."""
-        annotations = self.runtime.state.annotations
-        return "" if self.is_sandbox else annotations.get(SANDBOX_ANNOTATION, "")
+        """The id of the sandbox that it belongs to, its own if it is one for Kubernetes, "" without one."""
+        return str(self.runtime.state.annotations.get(SANDBOX_ANNOTATION, ""))
 
     @property
     def io_owner(self) -> tuple[int, int]:

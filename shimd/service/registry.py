@@ -34,6 +34,10 @@ class Registry:
         found = [c for c in self._containers.values() if not namespace or c.namespace == namespace]
         return sorted(found, key=lambda c: (c.namespace, c.created_at_ns))
 
+    def members(self, sandbox: Container) -> list[Container]:
+        """The containers of a pod, but for the one that holds its namespaces."""
+        return [c for c in self.all(sandbox.namespace) if c.sandbox == sandbox.id and c is not sandbox]
+
     @contextmanager
     def reserved(self, namespace: str, container_id: str) -> Iterator[None]:
         """Keep the id for the duration of a Create; raises AlreadyExists when somebody has it."""

@@ -100,7 +100,7 @@ class SandboxService:
         """Also after a create that failed, so one that is not there is fine. The daemon serves others and stays."""
         sandbox = self._find(call, request.sandbox_id)
         if sandbox is not None:
-            await self._lifecycle.to_the_end(self._remove(sandbox))
+            await self._lifecycle.to_the_end(remove_pod(self._lifecycle, sandbox))
         return api.ShutdownSandboxResponse()
 
     async def sandbox_metrics(self, call: Call, request: api.SandboxMetricsRequest) -> api.SandboxMetricsResponse:
@@ -124,12 +124,13 @@ class SandboxService:
 
     async def _stop(self, sandbox: Container) -> None:
         """With it end the containers of the pod, whose namespaces are gone from outside."""
-        members = [c for c in self._registry.all(sandbox.namespace) if c.sandbox == sandbox.id]
-        await asyncio.gather(*map(self._lifecycle.end, (*members, sandbox)))
+        await asyncio.gather(*map(self._lifecycle.end, (*self._registry.members(sandbox), sandbox)))
 
-    async def _remove(self, sandbox: Container) -> None:
-        await self._stop(sandbox)
-        await self._lifecycle.remove(sandbox)
+
+async def remove_pod(lifecycle: Lifecycle, sandbox: Container) -> None:
+    """The containers of the pod, too, which normally are gone by then."""
+    await asyncio.gather(*map(lifecycle.remove, lifecycle.registry.members(sandbox)))
+    await lifecycle.remove(sandbox)
 
 
 def _wanted(request: api.CreateSandboxRequest) -> tuple[dict[str, Any], PodFiles]:

@@ -22,19 +22,24 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshimd/api/v1/containerd.proto\x12\x08shimd.v1\"i\n\x0fRegisterRequest\x12\x15\n\rttrpc_address\x18\x01 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x02 \x01(\t\x12\x16\n\x0epublish_binary\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\t\"=\n\x10RegisterResponse\x12\x14\n\x0cttrpc_socket\x18\x01 \x01(\t\x12\x13\n\x0bgrpc_socket\x18\x02 \x01(\t2P\n\x0b\x43ontainerds\x12\x41\n\x08Register\x12\x19.shimd.v1.RegisterRequest\x1a\x1a.shimd.v1.RegisterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshimd/api/v1/containerd.proto\x12\x08shimd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"i\n\x0fRegisterRequest\x12\x15\n\rttrpc_address\x18\x01 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x02 \x01(\t\x12\x16\n\x0epublish_binary\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\t\"=\n\x10RegisterResponse\x12\x14\n\x0cttrpc_socket\x18\x01 \x01(\t\x12\x13\n\x0bgrpc_socket\x18\x02 \x01(\t\"\x1b\n\rRemoveRequest\x12\n\n\x02id\x18\x01 \x01(\t\"a\n\x0eRemoveResponse\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x13\n\x0b\x65xit_status\x18\x02 \x01(\r\x12-\n\texited_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x8d\x01\n\x0b\x43ontainerds\x12\x41\n\x08Register\x12\x19.shimd.v1.RegisterRequest\x1a\x1a.shimd.v1.RegisterResponse\x12;\n\x06Remove\x12\x17.shimd.v1.RemoveRequest\x1a\x18.shimd.v1.RemoveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shimd.api.v1.containerd_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REGISTERREQUEST']._serialized_start=43
-  _globals['_REGISTERREQUEST']._serialized_end=148
-  _globals['_REGISTERRESPONSE']._serialized_start=150
-  _globals['_REGISTERRESPONSE']._serialized_end=211
-  _globals['_CONTAINERDS']._serialized_start=213
-  _globals['_CONTAINERDS']._serialized_end=293
+  _globals['_REGISTERREQUEST']._serialized_start=76
+  _globals['_REGISTERREQUEST']._serialized_end=181
+  _globals['_REGISTERRESPONSE']._serialized_start=183
+  _globals['_REGISTERRESPONSE']._serialized_end=244
+  _globals['_REMOVEREQUEST']._serialized_start=246
+  _globals['_REMOVEREQUEST']._serialized_end=273
+  _globals['_REMOVERESPONSE']._serialized_start=275
+  _globals['_REMOVERESPONSE']._serialized_end=372
+  _globals['_CONTAINERDS']._serialized_start=375
+  _globals['_CONTAINERDS']._serialized_end=516
 # @@protoc_insertion_point(module_scope)
