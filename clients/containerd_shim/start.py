@@ -1,8 +1,9 @@
 """``start``: make this containerd known to the daemon, which is started if need be, and tell where to call.
 
 The forms of the answer: a plain address is understood by every containerd but taken for version 2 with ttrpc; JSON by
-1.7 and later; a ``BootstrapResult`` goes to those (from 2.3 on) that have written ``BootstrapParams`` to our standard
-input. Nothing else tells the versions apart, so a plain address it is, unless $SHIMD_ANSWER asks for something else.
+1.7 and later, of version 3 by 2.0 and later, which then start and delete no shim for each container of a pod; a
+``BootstrapResult`` goes to those (from 2.3 on) that have written ``BootstrapParams`` to our standard input.
+$SHIMD_ANSWER asks for another than what the version of containerd suggests.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ def start(flags: Flags, namespace: str, places: Places, stdin: bytes) -> bytes:
     _write_address(address)
     if parameters is not None:
         return wire.number(1, 3) + wire.text(2, address) + wire.text(3, "ttrpc")
-    return answer(os.environ.get("SHIMD_ANSWER", "address"), address, grpc)
+    return answer(os.environ.get("SHIMD_ANSWER") or _best_form(places), address, grpc)
+
+
+def _best_form(places: Places) -> str:
+    from clients.containerd_shim.asker import major_version
+
+    return "3" if major_version(places) >= 2 else "address"
 
 
 def bootstrap(stdin: bytes, namespace: str, container_id: str) -> wire.Fields | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.containerd import image
-from tests.containerd.rig import IS_RUNC, LAUNCHER, Containerd
+from tests.containerd.rig import IS_RUNC, LAUNCHER, NAMESPACE, Containerd
 
 FORMS = {"1.6": ("address",), "1.7": ("address", "2", "grpc"), "2": ("address", "2", "3")}
 
@@ -19,6 +21,15 @@ def test_forms(own_containerd: Containerd, name: str) -> None:
         own_containerd.start()
         done = own_containerd.run(name, "echo", form, flags=["--rm"])
         assert (done.returncode, done.stdout) == (0, f"{form}\n"), done.stderr
+
+
+def test_best_form(containerd: Containerd, name: str) -> None:
+    containerd.detached(name, "sleep", "1000")
+    bundle = containerd.folder / "state/io.containerd.runtime.v2.task" / NAMESPACE / name
+    written = bundle / "bootstrap.json"
+    version = json.loads(written.read_text())["version"] if written.exists() else 2
+    assert version == (3 if containerd.peer.version == "2" else 2)
+    containerd.remove(name)
 
 
 def test_path_instead_of_a_name(containerd: Containerd, name: str) -> None:

@@ -83,6 +83,15 @@ def test_containers_share_what_is_the_pods(pod_containerd: PodContainerd, cri: C
         assert "localhost" in second.run("cat", "/etc/hosts")
 
 
+def test_one_shim_for_each_pod(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
+    """From 2.0 on containerd runs none for a container when the pod's knows sandboxes."""
+    with Pod(pod_containerd, cri, name) as pod:
+        container = pod.container("sleep", "1000")
+        bundle = pod_containerd.folder / "state/io.containerd.runtime.v2.task/k8s.io" / container.id
+        assert (bundle / "sandbox").exists() == (pod_containerd.peer.version == "2")
+        assert (bundle / "shim-binary-path").exists() == (pod_containerd.peer.version != "2")
+
+
 def test_shared_process_namespace(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
     with Pod(pod_containerd, cri, name, namespaces={"pid": "POD"}) as pod:
         first = pod.container("sleep", "1111", name="first")

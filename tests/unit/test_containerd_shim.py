@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.containerd_shim import flags, places, start, wire
+from clients.containerd_shim import asker, flags, places, start, wire
 from clients.containerd_shim.delete import delete_response
 from clients.containerd_shim.errors import Malformed, UsageError
 from shimd.api.containerd import task_v2_pb2
@@ -88,7 +88,27 @@ def test_forms_of_the_answer() -> None:
         start.answer("4", "unix:///t", "/g")
 
 
-@pytest.mark.parametrize("action", ["start", "delete"])
+@pytest.mark.parametrize(
+    ("text", "major"),
+    [
+        ("containerd github.com/containerd/containerd/v2 2.1.9+unknown \n", 2),
+        ("containerd github.com/containerd/containerd v1.7.24 88bf19b2\n", 1),
+        ("containerd github.com/containerd/containerd/v2 main x\n", 0),
+        ("k3s version v1.30.1+k3s1 (80978b5b)\n", 0),
+        ("", 0),
+    ],
+)
+def test_version_of_containerd(text: str, major: int) -> None:
+    assert asker.parse(text) == major
+
+
+def test_who_asks_is_no_containerd(tmp_path: Path) -> None:
+    assert asker.major_version(places.Places("", str(tmp_path), "")) == 0
+    assert asker.major_version(places.Places("", str(tmp_path), ""), parent=1 << 30) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("action", ["start", "delete", "asker"])
 def test_nothing_slow_is_imported(action: str) -> None:
     program = f"""
 import sys
