@@ -131,12 +131,25 @@ class _Execution:
             cgroup_fd=slots.cgroup_fd,
         )
         self.phases.mark("bind")
-        launched = self.env.launcher.launch(request)
+        try:
+            launched = self.env.launcher.launch(request)
+        except RuntimeFailure:
+            if not self.follow_init(slots):
+                raise
+            launched = self.env.launcher.launch(request._replace(cgroup_fd=slots.cgroup_fd))
         self.undo.push("remove the exit record", lambda: self.container.directory.unlink(self.id + EXEC_EXIT_SUFFIX))
         self.undo.push("close the pidfd", lambda: os.close(launched.pidfd))
         self.undo.push("kill the process", lambda: self.env.launcher.discard(self.name, launched))
         self.phases.mark("launch")
         return launched
+
+    def follow_init(self, slots: binding.Slots) -> bool:
+        """Whether init has left, since we looked, the cgroup that the process could not be born in."""
+        if slots.cgroup_fd < 0:
+            return False
+        tried = os.fstat(slots.cgroup_fd).st_ino
+        slots.add_cgroup_fd(self.container.cgroup.exec_cgroup_fd(self.container.pid, self.options.cgroup))
+        return os.fstat(slots.cgroup_fd).st_ino != tried
 
     def prepare_note(self) -> None:
         pid = self.launched.pid

@@ -89,7 +89,7 @@ def test_ps_of_a_dead_container_is_null(box: Box) -> None:
     assert box.runtime("ps", "-f", "json", box.id) == "null\n"
 
 
-@requires("program:ps")
+@requires("runs:ps -ef")
 def test_ps_shows_the_rows_of_the_hosts_ps(box: Box) -> None:
     box.start()
     pid = str(box.state()["pid"])
@@ -100,7 +100,7 @@ def test_ps_shows_the_rows_of_the_hosts_ps(box: Box) -> None:
     assert (header[0], row[0]) == ("PID", pid)
 
 
-@requires("program:ps")
+@requires("runs:ps -ef")
 def test_ps_needs_a_column_of_pids(box: Box) -> None:
     box.create()
     assert "couldn't find PID field in ps output" in box.runtime.fails("ps", box.id, "-e", "-o", "comm")

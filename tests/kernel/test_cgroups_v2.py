@@ -20,7 +20,7 @@ from shimd.cgroups.v2 import V2Manager
 from shimd.errors import FailedPrecondition, RuntimeFailure
 from shimd.linux import bpf
 from shimd.oci.model import DeviceRule, HugepageLimit, Memory, Resources
-from tests.kernel.cgroup_member import Way, eat, fork_children, member, way_into, way_of_exec
+from tests.kernel.cgroup_member import Member, Way, eat, fork_children, member, way_into, way_of_exec
 from tests.kernel.cgroup_world import MEBIBYTE, ROOT, TOP, World, on_v2, text
 from tests.support import wait
 from tests.support.session import TAG
@@ -269,6 +269,16 @@ def test_freeze_and_thaw(world: World) -> None:
         assert not cgroup.frozen()
 
 
+@on_v2
+def test_a_freeze_that_does_not_come_true_is_undone(world: World) -> None:
+    cgroup = world.create()
+    with pytest.MonkeyPatch.context() as patch, member(way_into(cgroup)):
+        patch.setattr("shimd.cgroups.freezer._wait_frozen", lambda _: False)
+        with pytest.raises(RuntimeFailure, match=r"timeout of 10s reached waiting for .*/a to freeze"):
+            cgroup.freeze()
+        assert text(cgroup, "cgroup.freeze") == "0"
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("old_kernel", [False, True])
 def test_kill_reaches_everybody(*, frozen: bool, old_kernel: bool) -> None:
@@ -365,6 +375,45 @@ def test_existing_cgroup_gets_the_new_program_alone(world: World) -> None:
     second = programs(cgroup)
     assert len(first) == len(second) == 1
     assert first != second
+
+
+@on_v2
+def test_there_is_no_gap_while_a_program_is_replaced(world: World) -> None:
+    cgroup = world.create()
+    node = "/dev/shm/" + TAG
+    os.mknod(node, 0o020600, os.makedev(1, 1))
+    stop, stopper = os.pipe()
+
+    def try_all_the_time() -> None:
+        os.close(stopper)
+        os.set_blocking(stop, False)
+        tries = 0
+        while not _at_end(stop):
+            tries += 1
+            os.close(os.open("/dev/null", os.O_RDONLY))
+            with pytest.raises(PermissionError):
+                os.open(node, os.O_RDONLY)
+        assert tries
+
+    process = Member(way_into(cgroup), try_all_the_time)
+    try:
+        fd = cgroup.cgroup_fd()
+        rules = devices.wanted((DeviceRule(allow=False, access="rwm"),))
+        for _ in range(200):
+            device_filter.attach(fd, rules, fresh=False, optional=False)
+        os.close(fd)
+        os.close(stopper)
+        process.wait_ready()
+    finally:
+        process.close()
+        os.close(stop)
+        os.unlink(node)
+
+
+def _at_end(fd: int) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        return os.read(fd, 1) == b""
+    return False
 
 
 @on_v2

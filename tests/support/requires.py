@@ -2,7 +2,8 @@
 
 A need that is not met skips the test with the reason; the end of a run lists all reasons. Known needs: ``root``,
 ``userns``, ``overlay``, ``loop``, ``veth``, ``apparmor``, ``selinux``, ``kernel:VERSION``, ``program:NAME``,
-``file:PATH``, ``namespace:NAME``, ``capability:NUMBER``, ``cgroup:CONTROLLER``, ``cgroup-mode:v1|hybrid|v2``.
+``runs:COMMAND``, ``file:PATH``, ``namespace:NAME``, ``capability:NUMBER``, ``cgroup:CONTROLLER``,
+``cgroup-mode:v1|hybrid|v2``.
 """
 
 from __future__ import annotations
@@ -83,6 +84,10 @@ def _program(name: str) -> str:
     return "" if shutil.which(name) else f"{name} is not installed"
 
 
+def _runs(command: str) -> str:
+    return "" if _succeeds(*command.split()) else f"{command} fails here"
+
+
 def _file(path: str) -> str:
     return "" if os.path.exists(path) else f"{path} does not exist"
 
@@ -133,6 +138,7 @@ PROBES: dict[str, Callable[[str], str]] = {
     "selinux": _selinux,
     "kernel": _kernel,
     "program": _program,
+    "runs": _runs,
     "file": _file,
     "namespace": _namespace,
     "capability": _capability,
