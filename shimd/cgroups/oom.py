@@ -24,6 +24,11 @@ class Watch(Protocol):
     def consume(self) -> int:
         """The number of OOM kills since the last call; 0 when the cgroup was removed."""
 
+    def is_suspect(self) -> bool:
+        """Whether there may have been a kill after the last ``consume``, of which nothing but the end of the
+        container's first process by SIGKILL can tell.
+        """
+
     def close(self) -> None:
         """Idempotent."""
 
@@ -36,7 +41,10 @@ def kill_count(mount: str, path: str, file: str) -> int | None:
     if directory is None:
         return None
     with directory:
-        text = directory.read_or(file, "")
+        return kills_in(directory.read_or(file, ""))
+
+
+def kills_in(text: str) -> int | None:
     for line in text.splitlines():
         key, _, value = line.partition(" ")
         if key == "oom_kill":
@@ -65,6 +73,9 @@ class _Watch:
         grown = count - self._seen
         self._seen = count
         return grown
+
+    def is_suspect(self) -> bool:
+        return False
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -119,33 +130,66 @@ class WatchV2(_Watch):
     """
 
     _file = "memory.events"
+    _others: tuple[str, ...] = ()
 
     def _register(self) -> int:
-        path = f"{self._mount}/{self._path}/{self._file}"
-        try:
-            self._events = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as err:
-            raise RuntimeFailure(f"cannot watch for OOM kills: {err.filename}: {errno_text(err)}") from err
         self._poll = select.epoll(flags=select.EPOLL_CLOEXEC)
-        self._poll.register(self._events, select.EPOLLPRI)
+        self._files: list[int] = []
+        try:
+            for name in (self._file, *self._others):
+                self._files.append(os.open(f"{self._mount}/{self._path}/{name}", os.O_RDONLY | os.O_CLOEXEC))
+                self._poll.register(self._files[-1], select.EPOLLPRI)
+        except OSError as err:
+            self.close()
+            raise RuntimeFailure(f"cannot watch for OOM kills: {err.filename}: {errno_text(err)}") from err
         return self._poll.fileno()
 
     def consume(self) -> int:
-        if self._events < 0:
+        if not self._files:
             return 0
         try:
-            os.pread(self._events, 4096, 0)
+            text, *_ = [os.pread(fd, 4096, 0).decode() for fd in self._files]
         except OSError:  # ENODEV: the cgroup was removed, which would be reported for ever
-            self._forget_file()
+            self._forget_files()
             return 0
-        return self._grown() or 0
+        count = kills_in(text) or 0
+        grown = count - self._seen
+        self._seen = count
+        return grown
 
     def close(self) -> None:
-        self._forget_file()
+        self._forget_files()
         self._poll.close()
         self._fd = -1
 
-    def _forget_file(self) -> None:
-        if self._events >= 0:
-            os.close(self._events)
-            self._events = -1
+    def _forget_files(self) -> None:
+        while self._files:
+            os.close(self._files.pop())
+
+
+class WatchUnit(WatchV2):
+    """The same for a cgroup that systemd removes as soon as the last process has ended. The kernel tells of changes of
+    memory.events at most every 10 ms, which is too late for a container with one process.
+
+    So its death is waited for, too; with an epoll one hears of that before systemd, which uses inotify, does. When
+    systemd was quicker all the same, the cgroup above still knows how many kills there were, among all that it holds.
+    """
+
+    _others = ("cgroup.events",)
+
+    def __init__(self, mount: str, path: str) -> None:
+        super().__init__(mount, path)
+        self._above = self._kills_above()
+
+    def _kills_above(self) -> int:
+        return kill_count(self._mount, os.path.dirname(self._path), self._file) or 0
+
+    def consume(self) -> int:
+        above = self._kills_above()  # before our own, or a kill in between would be in this one alone
+        killed = super().consume()
+        if self._files:
+            self._above = self._kills_above() if killed else above
+        return killed
+
+    def is_suspect(self) -> bool:
+        return not self._files and self._kills_above() > self._above

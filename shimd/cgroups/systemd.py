@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from shimd.cgroups import devices, resources_v1, resources_v2, systemd_properties
+from shimd.cgroups import devices, oom, resources_v1, resources_v2, systemd_properties
 from shimd.cgroups.files import Directory, open_directory, open_if_there
 from shimd.cgroups.place import Group, clean, v1_groups
 from shimd.cgroups.systemd_bus import Systemd
@@ -155,6 +155,11 @@ class SystemdV2Manager(V2Manager):
     def set(self, resources: Resources) -> None:
         self._handle.set(lambda version: systemd_properties.of_resources_v2(resources, version))
         super().set(resources._replace(cpu=systemd_properties.round_quota(resources.cpu)))
+
+    # ---- figures ---------------------------------------------------------------------------------------------------
+
+    def oom_watch(self) -> oom.Watch:
+        return oom.WatchUnit(self._group.mount, self._group.path)
 
 
 class SystemdV1Manager(V1Manager):

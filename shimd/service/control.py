@@ -47,6 +47,8 @@ class Control:
 
     async def _signal(self, container: Container, send: Callable[[], None]) -> None:
         """Noted, so that what the signal brings about is not over before the sender has the answer; see Lifecycle."""
+        if container.oom_watcher is not None:
+            container.oom_watcher.check()
         sending = self._in_thread(send)
         container.signals.add(sending)
         sending.add_done_callback(container.signals.discard)

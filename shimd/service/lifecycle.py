@@ -431,7 +431,7 @@ class Lifecycle:
     def _publish_exit(self, process: Process, ended: Exit) -> None:
         container = process.container
         if container.oom_watcher is not None:
-            container.oom_watcher.check()
+            container.oom_watcher.check(by_kill=not process.exec_id and ended.wait_status == _SIGKILL)
         if not process.exec_id:
             container.paused = False
         self._announce.exited(process, ended)
@@ -464,6 +464,8 @@ class Lifecycle:
     async def end(self, container: Container) -> None:
         """Kill the first process, unless it has ended or ends at this moment by itself."""
         if container.init.status != STOPPED:
+            if container.oom_watcher is not None:
+                container.oom_watcher.check()
             with contextlib.suppress(NotFound):
                 await self.in_thread(partial(self.runtime.kill, container.runtime, _SIGKILL))
             await asyncio.shield(container.init.exited)

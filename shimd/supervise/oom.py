@@ -21,9 +21,11 @@ class OomWatcher:
         self._killed = killed
         self._loop.add_reader(watch.fileno(), self.check)
 
-    def check(self) -> None:
-        """Look now: before an exit is reported, so that the kill is told before its consequence."""
-        if self._watch.fileno() >= 0 and self._watch.consume():
+    def check(self, *, by_kill: bool = False) -> None:
+        """Look now: before an exit is reported, so that the kill is told before its consequence (``by_kill``: it is the
+        end of the container's first process by SIGKILL), and before a signal is sent, whose effect is no OOM kill.
+        """
+        if self._watch.fileno() >= 0 and (self._watch.consume() or (by_kill and self._watch.is_suspect())):
             self._killed()
 
     def close(self) -> None:

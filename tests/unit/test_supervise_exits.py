@@ -201,6 +201,7 @@ class FakeWatch:
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.suspect = False
 
     def kill(self, count: int) -> None:
         os.eventfd_write(self._fd, count)
@@ -213,6 +214,9 @@ class FakeWatch:
             return os.eventfd_read(self._fd)
         except BlockingIOError:
             return 0
+
+    def is_suspect(self) -> bool:
+        return self.suspect
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -230,9 +234,14 @@ async def test_oom_kills_are_told_once_and_before_what_asks() -> None:
     watch.kill(1)
     watcher.check()
     assert told.qsize() == 1
-    watcher.check()
+    watcher.check(by_kill=True)
     await asyncio.sleep(0.01)
     assert told.qsize() == 1
+    watch.suspect = True
+    watcher.check()
+    assert told.qsize() == 1
+    watcher.check(by_kill=True)
+    assert told.qsize() == 2
     watcher.close()
     watcher.close()
     watcher.check()
