@@ -160,13 +160,15 @@ def unified(wanted: Pairs) -> list[Write]:
     """``linux.resources.unified``: file names to text, one write per line. Raises InvalidSpec with every bad name."""
     problems = []
     writes = []
+    idle = wanted.get("cpu.idle", "").strip() == "1"
     for name, text in wanted.items():
         pointer = "/linux/resources/unified/" + name.replace("~", "~0").replace("/", "~1")
         if "/" in name:
             problems.append(Problem(pointer, f'unified resource "{name}" must be a file name (no slashes)'))
         elif "." not in name.strip("."):
             problems.append(Problem(pointer, f'unified resource "{name}" must be in the form CONTROLLER.PARAMETER'))
-        writes += [Write(name, line) for line in text.splitlines() or [""]]
+        if not (idle and name == "cpu.weight"):  # which an idle group refuses
+            writes += [Write(name, line) for line in text.splitlines() or [""]]
     if problems:
         raise InvalidSpec(problems)
     return writes

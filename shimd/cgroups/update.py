@@ -23,10 +23,10 @@ def merge(current: Resources, change: Resources) -> Resources:
 
 def check_memory(wanted: Memory, *, usage: int | None, usage_with_swap: int | None) -> None:
     """checkBeforeUpdate: refuse what would begin with an OOM kill. Raises RuntimeFailure."""
-    if wanted.limit and wanted.limit > 0 and usage is not None and wanted.limit < usage:
-        raise RuntimeFailure(f"rejecting memory limit {wanted.limit} < usage {usage}")
     if wanted.swap and wanted.swap > 0 and usage_with_swap is not None and wanted.swap < usage_with_swap:
         raise RuntimeFailure(f"rejecting memory+swap limit {wanted.swap} < usage {usage_with_swap}")
+    if wanted.limit and wanted.limit > 0 and usage is not None and wanted.limit < usage:
+        raise RuntimeFailure(f"rejecting memory limit {wanted.limit} < usage {usage}")
 
 
 def _kept(current: int | None, change: int | None) -> int | None:

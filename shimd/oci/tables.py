@@ -82,7 +82,7 @@ _CPUSET = r"[ \n]*(|\d+(-\d+(:\d+/\d+)?)?)([ \n]*,[ \n]*(|\d+(-\d+(:\d+/\d+)?)?)
 
 cpu_list = or_none(Scalar(_cpu_list, ""))
 cpuset = or_none(matching(string, _is_cpuset, "a list like 0-3,7"))
-access = matching(string, lambda value: value != "" and set(value) <= set("rwm"), "made of the letters r, w and m")
+access = matching(string, lambda value: not set(value).isdisjoint("rwm"), "made of the letters r, w and m")
 variable = matching(string, lambda value: value.find("=") > 0, "of the form NAME=value")
 one_word = matching(string, lambda value: len(value.split()) == 1 and "/" not in value, "a name")
 page_size = matching(string, _is_page_size, "a size like 2MB")

@@ -264,6 +264,20 @@ def without_effect(resources: Resources, host: Host) -> Problems:
             yield Problem(f"/{field}", "has no effect on cgroup v2")
 
 
+def device_access(resources: Resources, host: Host) -> Problems:
+    for number, rule in enumerate(resources.devices):
+        if unknown := set(rule.access or "") - set("rwm"):
+            yield Problem(f"/devices/{number}/access", f"{show(''.join(sorted(unknown)))} is ignored")
+
+
+def weights_of_idle_groups(resources: Resources, host: Host) -> Problems:
+    """The kernel gives those a fixed one."""
+    if resources.cpu.idle == 1 and resources.cpu.shares:
+        yield Problem("/cpu/shares", "unable to apply both shares and idle: ignored")
+    if resources.unified.get("cpu.idle", "").strip() == "1" and "cpu.weight" in resources.unified:
+        yield Problem("/unified/cpu.weight", "unable to apply both cpu.weight and cpu.idle: ignored")
+
+
 PROBLEMS: dict[type, tuple[Rule, ...]] = {
     Process: (rootless_groups, security_labels),
     Spec: (
@@ -282,5 +296,5 @@ PROBLEMS: dict[type, tuple[Rule, ...]] = {
 WARNINGS: dict[type, tuple[Rule, ...]] = {
     Process: (unknown_capabilities,),
     Spec: (version, ignored_mount_types, relative_destinations, redundant_mappings, personality_flags),
-    Resources: (without_effect,),
+    Resources: (device_access, weights_of_idle_groups, without_effect),
 }

@@ -324,8 +324,8 @@ def test_what_is_no_document(data: bytes, text: str) -> None:
         ),
         (
             "linux/resources/devices",
-            [{"allow": True, "access": "rwx"}],
-            '/linux/resources/devices/0/access: "rwx" is not made of the letters r, w and m',
+            [{"allow": True, "access": "x"}],
+            '/linux/resources/devices/0/access: "x" is not made of the letters r, w and m',
         ),
         ("linux/resources/devices", [{"allow": True}], "/linux/resources/devices/0/access: is required"),
         (

@@ -187,6 +187,19 @@ def test_limits_without_effect() -> None:
     ]
 
 
+def test_settings_that_are_ignored() -> None:
+    document = {
+        "devices": [{"allow": False, "access": "rwa"}],
+        "cpu": {"shares": 100, "idle": 1},
+        "unified": {"cpu.weight": "8", "cpu.idle": "1"},
+    }
+    assert validate_resources(resources(document), Facts()) == (
+        '/devices/0/access: "a" is ignored',
+        "/cpu/shares: unable to apply both shares and idle: ignored",
+        "/unified/cpu.weight: unable to apply both cpu.weight and cpu.idle: ignored",
+    )
+
+
 def test_huge_page_sizes() -> None:
     sizes = ("3MB", "2048KB", "5GB")
     limits = [{"pageSize": size, "limit": 0} for size in sizes]
