@@ -1,5 +1,5 @@
 """Which containerd has started us: its version, asked of its own program once and remembered for as long as that
-file is the same.
+file is the same; and what follows from it, for the script.
 """
 
 from __future__ import annotations
@@ -23,6 +23,17 @@ def major_version(places: Places, parent: int = 0) -> int:
         return parse(_remembered(note) or _ask(program, note))
     except OSError:
         return 0
+
+
+def note_form(note: str, form: str) -> None:
+    """For the script: which form of answer our parent gets, for as long as it lives."""
+    parent = os.getppid()
+    try:
+        with open(f"/proc/{parent}/stat") as file:
+            started = file.read().rpartition(") ")[2].split()[19]
+        _write(note, f"{parent} {started} {form}\n")
+    except OSError:
+        pass  # it asks us again
 
 
 def parse(text: str) -> int:
@@ -57,8 +68,12 @@ def _ask(program: str, note: str) -> str:
     with open(reader) as output:
         text = output.read(4096)
     os.waitpid(pid, 0)
+    _write(note, text)
+    return text
+
+
+def _write(note: str, text: str) -> None:
     temporary = f"{note}.{os.getpid()}"
     with open(temporary, "w") as file:
         file.write(text)
     os.rename(temporary, note)
-    return text

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from clients.containerd_shim import wire
+from clients.containerd_shim import asker, wire
 from clients.containerd_shim.errors import Malformed, UsageError
 from clients.containerd_shim.flags import Flags
 from clients.containerd_shim.places import Places
@@ -31,13 +31,21 @@ def start(flags: Flags, namespace: str, places: Places, stdin: bytes) -> bytes:
     _write_address(address)
     if parameters is not None:
         return wire.number(1, 3) + wire.text(2, address) + wire.text(3, "ttrpc")
-    return answer(os.environ.get("SHIMD_ANSWER") or _best_form(places), address, grpc)
+    if form := os.environ.get("SHIMD_ANSWER", ""):
+        return answer(form, address, grpc)
+    form = _best_form(places)
+    name = known_name(flags.values.get("address", ""), namespace)
+    asker.note_form(f"{places.state}/containerds/{name}.form", form)
+    return answer(form, address, grpc)
 
 
 def _best_form(places: Places) -> str:
-    from clients.containerd_shim.asker import major_version
+    return "3" if asker.major_version(places) >= 2 else "address"
 
-    return "3" if major_version(places) >= 2 else "address"
+
+def known_name(address: str, namespace: str) -> str:
+    """What the daemon's file about a containerd is called, which the script looks for before it starts us."""
+    return f"{address}%{namespace}".replace("/", "%")
 
 
 def bootstrap(stdin: bytes, namespace: str, container_id: str) -> wire.Fields | None:

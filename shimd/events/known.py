@@ -14,6 +14,7 @@ import time
 from shimd.events.forward import Addresses
 
 _SUFFIX = ".known"
+_FORM = ".form"  # which the launcher writes beside it
 _PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
 _NAME_MAX = 255
 
@@ -41,5 +42,5 @@ class Known:
     def withdraw(self) -> None:
         """Of this daemon, and of one that was killed."""
         for name in os.listdir(self._folder):
-            if name.endswith((_SUFFIX, f"{_SUFFIX}.new")):
+            if name.endswith((_SUFFIX, f"{_SUFFIX}.new", _FORM)):
                 os.unlink(os.path.join(self._folder, name))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.containerd import image
 from tests.containerd.rig import IS_RUNC, LAUNCHER, NAMESPACE, Containerd
 
+SCRIPT = Path(__file__).parents[2] / "clients/containerd_shim/containerd-shim-shimd-v2"
 FORMS = {"1.6": ("address",), "1.7": ("address", "2", "grpc"), "2": ("address", "2", "3")}
 
 pytestmark = pytest.mark.skipif(IS_RUNC, reason="about the launcher of shimd")
@@ -35,3 +38,16 @@ def test_best_form(containerd: Containerd, name: str) -> None:
 def test_path_instead_of_a_name(containerd: Containerd, name: str) -> None:
     done = containerd.try_ctr("run", "--rm", "--runtime", str(LAUNCHER), image.NAME, name, "echo", "hello")
     assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
+
+
+def test_shell_answers_once_the_daemon_knows_containerd(containerd: Containerd, name: str) -> None:
+    assert containerd.run(name, "true", flags=["--rm"]).returncode == 0
+    folder, started = containerd.folder / "programs", containerd.folder / "python-started"
+    folder.mkdir()
+    launcher = Path(shutil.copy2(SCRIPT, folder))
+    (folder / "python3").write_text(f'#!/bin/sh\necho "$@" >>{started}\nexit 1\n')
+    (folder / "python3").chmod(0o755)
+    for _ in range(3):
+        done = containerd.try_ctr("run", "--rm", "--runtime", str(launcher), image.NAME, name, "echo", "hello")
+        assert (done.returncode, done.stdout) == (0, "hello\n"), done.stderr
+    assert not started.exists()

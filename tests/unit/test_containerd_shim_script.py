@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from clients.containerd_shim import start
 from shimd.api.containerd import task_v2_pb2
 from shimd.events.forward import Addresses
 from shimd.events.known import Known
@@ -35,6 +36,13 @@ class Launcher:
         self.lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT)
         self.known = Known(str(self.state / "containerds"), self.lock)
         self.known.tell(Addresses(f"{ADDRESS}.ttrpc", ADDRESS, BINARY), "n_1", SOCKET)
+        self.form = self.state / "containerds" / f"{start.known_name(ADDRESS, 'n_1')}.form"
+        self.note_form("address")
+
+    def note_form(self, form: str, *, pid: int = 0, started: int = 0) -> None:
+        """As Python does, of this process."""
+        own = int(Path("/proc/self/stat").read_text().rpartition(") ")[2].split()[19])
+        self.form.write_text(f"{pid or os.getpid()} {started or own} {form}\n")
 
     def __call__(self, *arguments: str, **environment: str) -> bytes:
         command, where = [str(SCRIPT), *arguments], self.environment | environment
@@ -59,6 +67,17 @@ def test_start(launcher: Launcher, more: tuple[str, ...]) -> None:
     assert launcher(*FLAGS, *more, "start") == f"unix://{SOCKET}".encode()
     assert (launcher.bundle / "address").read_text() == f"unix://{SOCKET}"
     assert launcher(*FLAGS, "start", TTRPC_ADDRESS=f"{ADDRESS}.ttrpc") == f"unix://{SOCKET}".encode()
+    launcher.note_form("3")
+    assert launcher(*FLAGS, "start") == start.answer("3", f"unix://{SOCKET}", "")
+
+
+def test_another_containerd_than_the_one_whose_form_is_known(launcher: Launcher) -> None:
+    launcher.note_form("3", pid=1)
+    assert launcher.asks_python(*FLAGS, "start")
+    launcher.note_form("3", started=1)
+    assert launcher.asks_python(*FLAGS, "start")
+    launcher.form.unlink()
+    assert launcher.asks_python(*FLAGS, "start")
 
 
 @pytest.mark.parametrize(
