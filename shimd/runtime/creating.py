@@ -126,11 +126,11 @@ class _Creation:
             pod.make(self.directory.path, self.options.pod)
         self.config = read_config(self.bundle, self.env.host, data)
         self.spec = self.with_options(self.config.spec)
-        self.mounted = self.mount()
-        self.phases.mark("read")
-        self.cgroup = self.make_cgroup()
-        self.phases.mark("cgroup")
-        with binding.Slots() as slots, IdMaps(self.env.launcher, self.name) as self.id_maps:
+        with IdMaps(self.env.launcher, self.name) as self.id_maps, binding.Slots() as slots:
+            self.mounted = self.mount()
+            self.phases.mark("read")
+            self.cgroup = self.make_cgroup()
+            self.phases.mark("cgroup")
             self.plan = self.compile(slots)
             self.phases.mark("compile")
             control = self.bind(slots)
@@ -165,7 +165,7 @@ class _Creation:
 
     def mount(self) -> tuple[str, ...]:
         mounts = self.options.rootfs
-        return rootfs.mount_rootfs(self.bundle, mounts) if mounts else ()
+        return rootfs.mount_rootfs(self.bundle, mounts, self.id_maps.map_tree) if mounts else ()
 
     def make_cgroup(self) -> CgroupManager:
         path = self.spec.linux.cgroups_path or ""

@@ -20,6 +20,7 @@ from shimd.linux.mount import AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_IDMAP, mou
 from shimd.linux.process import CLONE_NEWUSER
 from shimd.plan import ops, wire
 from shimd.runtime.launch import Launcher
+from shimd.runtime.mapped import Maps
 from shimd.runtime.namespaces import open_namespace
 from shimd.runtime.process import write_id_maps
 
@@ -49,6 +50,16 @@ class IdMaps:
             else:
                 fd = self._make(source)
             self._namespaces[source.slot] = fd
+
+    def map_tree(self, tree: int, maps: Maps) -> None:
+        """A detached tree, by maps of no slot. Raises RuntimeFailure."""
+        fd = self._make(ops.IdMapSource("rootfs", maps.uid, maps.gid, ""))
+        try:
+            mount_setattr(tree, "", AT_EMPTY_PATH, set=MOUNT_ATTR_IDMAP, userns_fd=fd)
+        except OSError as error:
+            raise RuntimeFailure(f"map the ids of the rootfs: {id_map_error(error.errno or 0)}") from error
+        finally:
+            os.close(fd)
 
     def _make(self, source: ops.IdMapSource) -> int:
         """The name of the launch has a colon, as no id can have."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from shimd.errors import InvalidArgument, RuntimeFailure, Unimplemented
@@ -26,6 +26,7 @@ from shimd.linux import loop
 from shimd.linux import mount as m
 from shimd.linux.path import open_in_root
 from shimd.records import Record
+from shimd.runtime import mapped
 
 ROOTFS = "rootfs"
 
@@ -89,12 +90,11 @@ _PROPAGATION = {
 _SUPERBLOCK = {"ro": "ro", "sync": "sync", "dirsync": "dirsync", "mand": "mand", "lazytime": "lazytime"}
 _SUPERBLOCK_OFF = {"rw": "ro", "async": "sync", "nomand": "mand", "nolazytime": "lazytime"}
 _IGNORED = frozenset(("defaults", "silent", "loud"))
-_REFUSED = ("remount", "uidmap=", "gidmap=")
 
 
 def parse_options(options: Sequence[str]) -> MountOptions:
-    """Split the options of a request by who takes them; of contradicting ones the last wins. Raises InvalidArgument,
-    Unimplemented.
+    """Split the options of a request by who takes them; of contradicting ones the last wins. Those that map ids are
+    left to ``mapped.read``. Raises InvalidArgument, Unimplemented.
     """
     attr_set = attr_clear = propagation = 0
     flags = {"bind": False, "rbind": False, "loop": False, "rpropagation": False}
@@ -104,8 +104,10 @@ def parse_options(options: Sequence[str]) -> MountOptions:
         word = option.strip()
         if "\0" in word:
             raise InvalidArgument(f"rootfs mount option {word!r}: embedded null byte")
-        if word.startswith(_REFUSED):
+        if word == "remount":
             raise Unimplemented(f"rootfs mount option {word!r} is not supported")
+        if word.startswith(mapped.OPTIONS):
+            continue
         if word in _ATTRIBUTES:
             added, removed = _ATTRIBUTES[word]
             attr_set, attr_clear = attr_set & ~removed | added, attr_clear & ~added | removed
@@ -129,19 +131,21 @@ def _split_data(option: str) -> list[str]:
     return [option] if option.startswith(_OVERLAY_PATHS) else option.split(",")
 
 
-def mount_rootfs(bundle: str, mounts: Sequence[RootfsMount]) -> tuple[str, ...]:
+def mount_rootfs(
+    bundle: str, mounts: Sequence[RootfsMount], map_tree: mapped.MapTree = mapped.cannot_map
+) -> tuple[str, ...]:
     """Mount in order on <bundle>/rootfs, which is made when missing; returns what ``unmount_rootfs`` needs.
 
     Raises RuntimeFailure (or what parse_options raises) with everything unmounted again.
     """
-    parsed = [parse_options(mount.options) for mount in mounts]
+    parsed = [(parse_options(mount.options), mapped.read(mount.options)) for mount in mounts]
     root = os.path.join(bundle, ROOTFS)
     done: list[str] = []
     try:
         if mounts:
             _make_directory(root)
-        for mount, options in zip(mounts, parsed, strict=True):
-            _mount_one(mount, options, root)
+        for mount, (options, maps) in zip(mounts, parsed, strict=True):
+            _mount_mapped(mount, options, root, maps, map_tree)
             done.append(mount.target.strip("/"))
     except BaseException:
         unmount_rootfs(bundle, done)
@@ -188,7 +192,33 @@ def _make_directory(path: str) -> None:
         raise RuntimeFailure(f"make {path}: {error.strerror}") from error
 
 
-def _mount_one(mount: RootfsMount, options: MountOptions, root: str) -> None:
+def _mount_mapped(
+    mount: RootfsMount, options: MountOptions, root: str, maps: mapped.Maps | None, map_tree: mapped.MapTree
+) -> None:
+    if maps is None:
+        _mount_one(mount, options, root)
+    elif mount.type != "overlay":
+        _mount_one(mount, options, root, lambda tree: map_tree(tree, maps))
+    else:
+        index, value = _lowerdir(options)
+        layers = split_layers(value)
+        with mapped.mapped_layers(os.path.dirname(root), [path for _, path in layers], maps, map_tree) as paths:
+            item = "lowerdir=" + join_layers([(key, path) for (key, _), path in zip(layers, paths, strict=True)])
+            data = (*options.data[:index], item, *options.data[index + 1 :])
+            _mount_one(mount, options._replace(data=data), root)
+
+
+def _lowerdir(options: MountOptions) -> tuple[int, str]:
+    """Where it is among the data, and its value."""
+    for index, item in enumerate(options.data):
+        if item.startswith("lowerdir="):
+            return index, item.removeprefix("lowerdir=")
+    raise InvalidArgument("rootfs mount: an overlay without lowerdir cannot be mapped")
+
+
+def _mount_one(
+    mount: RootfsMount, options: MountOptions, root: str, map_ids: Callable[[int], None] | None = None
+) -> None:
     where = os.path.join(root, mount.target.strip("/")) if mount.target.strip("/") else root
     try:
         with ExitStack() as stack:
@@ -198,6 +228,8 @@ def _mount_one(mount: RootfsMount, options: MountOptions, root: str) -> None:
             if mount.target.strip("/"):
                 target = stack.enter_context(_opened(open_in_root(target, mount.target, os.O_PATH)))
             tree = stack.enter_context(_opened(_make_tree(mount, options, stack)))
+            if map_ids is not None:
+                map_ids(tree)
             if options.propagation:
                 flags = m.AT_EMPTY_PATH | (m.AT_RECURSIVE if options.propagation_recursive else 0)
                 m.mount_setattr(tree, "", flags, propagation=options.propagation)
@@ -301,6 +333,15 @@ def split_layers(value: str) -> list[tuple[str, str]]:
     if path:
         layers.append((key, path))
     return layers
+
+
+def join_layers(layers: Sequence[tuple[str, str]]) -> str:
+    """The inverse of ``split_layers``."""
+    text = ""
+    for key, path in layers:
+        escaped = path.replace("\\", "\\\\").replace(":", "\\:")
+        text += ("" if not text else ":" if key == "lowerdir+" else "::") + escaped
+    return text
 
 
 def _short(path: str, stack: ExitStack) -> str:

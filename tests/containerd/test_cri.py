@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from tests.containerd.pods import NODE, POD, Cri, CriError, Pod, PodContainerd, await_true
+from tests.containerd.rig import IS_RUNC
 from tests.support import wait
 from tests.support.websocket import END, RESIZE, STDERR, STDIN, STDOUT, Channels, exit_code
 
@@ -282,3 +283,15 @@ def _namespace(pid: int, kind: str) -> str:
 
 def _own_processes(pod: Pod) -> dict[str, object]:
     return {"security_context": {"namespace_options": pod.namespaces}}
+
+
+def test_user_namespace(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
+    if pod_containerd.peer.version != "2" or IS_RUNC:
+        pytest.skip("needs containerd 2 and a runtime that maps mounts")
+    maps = [{"host_id": 200_000, "container_id": 0, "length": 65_536}]
+    mapped = {"userns_options": {"mode": POD, "uids": maps, "gids": maps}}
+    with Pod(pod_containerd, cri, name, network=POD, namespaces=mapped) as pod:
+        container = pod.container("sleep", "1000")
+        assert container.run("cat", "/proc/self/uid_map").split() == ["0", "200000", "65536"]
+        assert container.run("stat", "-c", "%u", "/bin/busybox", "/etc/hosts") == "0\n0\n"
+        container.run("sh", "-c", "echo x >/new && echo y >/dev/shm/new && hostname")

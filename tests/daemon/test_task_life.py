@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from shimd.api.containerd import task_v3_pb2 as api
 from tests.daemon.boxes import MakeBox, refused, shell
 from tests.support.client import Client
+from tests.support.requires import requires
 from tests.support.specs import containerd_default
 
 
@@ -268,6 +271,26 @@ def test_rootfs_mounts_of_create(box: MakeBox, busybox: Path, place: Path) -> No
     assert not os.path.ismount(b.bundle / "rootfs")
     assert (place / "upper/written").read_text() == "found\n"
     assert b.events()[0][1].rootfs[0].type == "overlay"
+
+
+@requires("userns", "overlay")
+@pytest.mark.parametrize("kind", ["overlay", "bind"])
+def test_rootfs_with_mapped_ids(box: MakeBox, busybox: Path, place: Path, kind: str) -> None:
+    """As containerd asks for pods with a user namespace: the layers belong to the node's users."""
+    b = box(*shell("test $(stat -c %u:%g /bin/busybox) = 0:0"))
+    spec = json.loads((b.bundle / "config.json").read_text())
+    spec["root"] = {"path": "rootfs"}
+    spec["linux"]["namespaces"].append({"type": "user"})
+    spec["linux"]["uidMappings"] = spec["linux"]["gidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    (b.bundle / "config.json").write_text(json.dumps(spec))
+    maps = ["uidmap=0:100000:65536", "gidmap=0:100000:65536"]
+    (place / "lower").mkdir()
+    options = {"overlay": [f"lowerdir={busybox}:{place}/lower"], "bind": ["rbind", "ro"]}[kind]
+    b.make(rootfs=[{"type": kind, "source": str(busybox), "options": [*options, *maps]}])
+    b.start()
+    assert b.wait() == 0
+    b.delete()
+    assert sorted(os.listdir(b.bundle)) == ["config.json", "rootfs"]
 
 
 def test_failed_create_unmounts_the_rootfs(box: MakeBox, busybox: Path) -> None:

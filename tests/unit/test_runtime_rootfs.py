@@ -6,7 +6,8 @@ import pytest
 
 from shimd.errors import InvalidArgument, Unimplemented
 from shimd.linux import mount as m
-from shimd.runtime.rootfs import parse_options, split_layers
+from shimd.runtime import mapped
+from shimd.runtime.rootfs import join_layers, parse_options, split_layers
 
 
 def test_no_option_asks_for_nothing() -> None:
@@ -45,10 +46,33 @@ def test_a_comma_is_part_of_an_overlay_path() -> None:
     assert parse_options(["lowerdir=/a,b:/c"]).data == ("lowerdir=/a,b:/c",)
 
 
-@pytest.mark.parametrize("option", ["remount", "uidmap=0:1:2", "gidmap=0:1:2"])
-def test_what_cannot_be_done_is_refused_by_name(option: str) -> None:
-    with pytest.raises(Unimplemented, match=option):
-        parse_options([option])
+def test_what_cannot_be_done_is_refused_by_name() -> None:
+    with pytest.raises(Unimplemented, match="remount"):
+        parse_options(["remount"])
+
+
+def test_maps() -> None:
+    options = ["uidmap=0:1000:10,10:5000:5", "gidmap=0:7:1", "ro", "index=off"]
+    maps = mapped.read(options)
+    assert maps == (((0, 1000, 10), (10, 5000, 5)), ((0, 7, 1),))
+    assert parse_options(options).data == ("index=off",)
+    assert mapped.read(["ro"]) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["uidmap=0:1:2"],
+        ["uidmap=0:1:2", "gidmap="],
+        ["uidmap=0:1", "gidmap=0:1:2"],
+        ["uidmap=0:1:2", "gidmap=0:1:-2"],
+        ["uidmap=0:1:0", "gidmap=0:1:2"],
+        ["uidmap=0:1:2", "uidmap=0:1:2", "gidmap=0:1:2"],
+    ],
+)
+def test_wrong_maps(options: list[str]) -> None:
+    with pytest.raises(InvalidArgument, match="idmap"):
+        mapped.read(options)
 
 
 def test_a_null_byte_is_refused() -> None:
@@ -67,3 +91,4 @@ def test_a_null_byte_is_refused() -> None:
 )
 def test_layers_of_an_overlay(value: str, layers: list[tuple[str, str]]) -> None:
     assert split_layers(value) == layers
+    assert join_layers(layers) == value
