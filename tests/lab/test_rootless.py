@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.container.boxes import Answer, Runtime
+from tests.container.boxes import IS_OURS, Answer, Runtime
 from tests.support.bundle import make_bundle
 from tests.support.requires import requires
 from tests.support.session import TAG
@@ -118,7 +118,8 @@ def test_without_a_delegated_part_and_limits_there_is_no_cgroup(user: User) -> N
     user.spec("sleep", "1000")
     user("run", "--detach", "--bundle", str(user.bundle), "c")
     assert list(user.home.glob("*/")) == []
-    assert "the container has no cgroup" in user.call("pause", "c").errors
+    said = user.call("pause", "c").errors
+    assert ("the container has no cgroup" if IS_OURS else "freezer not supported") in said
     assert user("exec", "c", "cat", "/proc/self/cgroup") == "0::/\n"
 
 
@@ -127,7 +128,8 @@ def test_limits_without_a_delegated_part_are_refused(user: User, resources: dict
     user.spec("true", **resources)
     answer = user.call("run", "--bundle", str(user.bundle), "c")
     assert answer.code == 1
-    assert "rootless needs no limits + no cgrouppath when no permission is granted for cgroups: " in answer.errors
+    if IS_OURS or "memory" in resources:
+        assert "rootless needs no limits + no cgrouppath when no permission is granted for cgroups: " in answer.errors
 
 
 def test_a_cgroup_of_others_is_refused(user: User) -> None:
