@@ -47,12 +47,15 @@ class Slots:
 
     # ---- what a process needs --------------------------------------------------------------------------------------
 
-    def add_process(self, stdio: Stdio, options: CreateOptions | ExecOptions) -> None:
-        """Raises InvalidArgument for a preserved descriptor that is not open."""
+    def add_process(self, stdio: Stdio, options: CreateOptions | ExecOptions, *, terminal: bool) -> None:
+        """Raises InvalidArgument for a preserved descriptor that is not open.
+
+        A process with a terminal gets no stdio: as long as it waits it would hold the caller's pipes open.
+        """
         if options.console_socket >= 0:
             self.lend("console", options.console_socket)
         for slot, fd in zip(("stdin", "stdout", "stderr"), stdio[:3], strict=True):
-            if fd >= 0:
+            if fd >= 0 and not terminal:
                 self.lend(slot, fd)
 
         for index, fd in enumerate(options.preserve_fds):

@@ -215,7 +215,7 @@ class _Creation:
 
     def bind(self, slots: binding.Slots) -> socket:
         """Everything that the plan names by slot; returns the runtime's end of the control socket."""
-        slots.add_process(self.stdio, self.options)
+        slots.add_process(self.stdio, self.options, terminal=self.spec.process.terminal)
         slots.add_namespaces(self.plan.namespaces)
         self.id_maps.open(self.plan.id_maps)
         slots.add_trees(self.plan.trees, self.id_maps)

@@ -116,7 +116,7 @@ class _Execution:
 
     def bind(self, slots: binding.Slots) -> socket:
         slots.lend("init", self.container.live_pidfd())
-        slots.add_process(self.stdio, self.options)
+        slots.add_process(self.stdio, self.options, terminal=self.process.terminal)
         return slots.add_control()
 
     def launch(self, slots: binding.Slots) -> Launched:
