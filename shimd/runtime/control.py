@@ -72,11 +72,13 @@ def state_document(container: Container) -> dict[str, Any]:
 def kill(container: Container, number: int, *, everyone: bool) -> None:
     """Signal init, or ``everyone`` in the container's cgroup, init dead or not.
 
-    Where init does not end the others by its death (no pid namespace of its own), SIGKILL is for everyone too. Raises
-    NotFound when init is dead, unless ``everyone``.
+    Where init does not end the others by its death (no pid namespace of its own), SIGKILL is for everyone too, as long
+    as one of them lives. Raises NotFound when init is dead, unless ``everyone``.
     """
-    check(Operation.KILL_ALL if everyone else Operation.KILL, derive_status(container), container.id)
-    if everyone or (number == signal.SIGKILL and not container.state.own_pid_namespace):
+    survivors = number == signal.SIGKILL and not container.state.own_pid_namespace and container.cgroup.pids()
+    if not survivors:
+        check(Operation.KILL_ALL if everyone else Operation.KILL, derive_status(container), container.id)
+    if everyone or survivors:
         container.cgroup.kill(number)
         return
     try:

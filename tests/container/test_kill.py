@@ -1,0 +1,39 @@
+"""Signals, and what they mean to a container without a pid namespace of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from tests.container.boxes import Box
+from tests.support import wait
+
+
+def start_in_the_hosts_pid_namespace(box: Box) -> list[int]:
+    """Init and two more; their pids, init first."""
+    namespaces = box.spec["linux"]["namespaces"]
+    box.spec["linux"]["namespaces"] = [entry for entry in namespaces if entry["type"] != "pid"]
+    box.spec["process"]["args"] = ["sh", "-c", "sleep 1000 & sleep 1001 & echo > /fifo; wait"]
+    os.mkfifo(box.bundle / "rootfs/fifo")
+    box.start()
+    (box.bundle / "rootfs/fifo").read_bytes()
+    return [int(pid) for pid in box.runtime("ps", "-f", "json", box.id).strip("[]\n").split(",")]
+
+
+def test_sigkill_is_for_all_in_the_hosts_pid_namespace(box: Box) -> None:
+    pids = start_in_the_hosts_pid_namespace(box)
+    assert len(pids) == 3
+    box.runtime("kill", box.id, "KILL")
+    for pid in pids:
+        wait.process_gone(pid)
+    assert box.status() == "stopped"
+
+
+def test_sigkill_is_for_those_who_outlived_init(box: Box) -> None:
+    pids = start_in_the_hosts_pid_namespace(box)
+    os.kill(box.state()["pid"], signal.SIGKILL)
+    wait.process_gone(pids[0])
+    assert "container not running" in box.runtime.fails("kill", box.id, "TERM")
+    box.runtime("kill", box.id, "KILL")
+    for pid in pids:
+        wait.process_gone(pid)
