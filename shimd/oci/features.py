@@ -31,7 +31,7 @@ def features(host: Host, *, version: str, libseccomp: str = "", mount_options: I
             "seccomp": _seccomp(host) if libseccomp else {"enabled": False},
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},
-            "intelRdt": {"enabled": False},
+            "intelRdt": {"enabled": True, "schemata": True, "monitoring": True},
             "mountExtensions": {"idmap": {"enabled": True}},
             "netDevices": {"enabled": True},
             "memoryPolicy": {

@@ -11,6 +11,7 @@ from shimd.oci.values import cpu_list
 
 Problems = Iterator[Problem]
 
+_NO_CLASSES = (".", "..", "info", "mon_data", "mon_groups")
 _WITHOUT_NODES = ("MPOL_DEFAULT", "MPOL_LOCAL")
 _NODES_OR_NONE = ("MPOL_PREFERRED",)
 
@@ -55,3 +56,16 @@ def _is_interface_name(name: str) -> bool:
     if not name or len(name.encode("utf-8", "replace")) > 15 or name in (".", ".."):  # IFNAMSIZ with a null byte
         return False
     return not any(character in "/:" or character.isspace() for character in name)
+
+
+def intel_rdt(spec: Spec) -> Problems:
+    """A class is a directory of resctrl, beside those that the kernel makes itself."""
+    wanted = spec.linux.intel_rdt
+    if wanted is None:
+        return
+    at, name = "/linux/intelRdt", wanted.clos_id
+    if name is not None and name != "/" and (name in _NO_CLASSES or "/" in name or "\n" in name):
+        yield Problem(f"{at}/closID", f"invalid intelRdt.ClosID {show(name)}")
+    for number, line in enumerate(wanted.schemata):
+        if "\n" in line:
+            yield Problem(f"{at}/schemata/{number}", f"{show(line)} is more than one line")

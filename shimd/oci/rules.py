@@ -22,7 +22,6 @@ from shimd.typed import Any
 Check = Callable[[Any, list[Problem]], list[Problem]]
 Problems = Iterator[Problem]
 
-NOT_YET = "not supported yet"
 NOTIFY = "SCMP_ACT_NOTIFY"
 
 
@@ -291,13 +290,6 @@ def _action(at: str, errno_field: str, action: str, errno: int | None) -> Proble
         yield Problem(f"{at}/{errno_field}", f"{errno} is not an error number (at most 4095)")
 
 
-def unsupported(spec: Spec) -> Problems:
-    linux = spec.linux
-    for field, asked in (("intelRdt", linux.intel_rdt is not None),):
-        if asked:
-            yield Problem(f"/linux/{field}", NOT_YET)
-
-
 SPEC_RULES = (
     Rule(host_names, needs=("/linux/namespaces",)),
     Rule(mounts),
@@ -310,8 +302,8 @@ SPEC_RULES = (
     Rule(namespaces),
     Rule(devices),
     Rule(seccomp),
-    Rule(unsupported),
     Rule(hardware.net_devices, needs=("/linux/namespaces",)),
+    Rule(hardware.intel_rdt),
     Rule(hardware.memory_policy),
     Rule(time_namespace, needs=("/linux/namespaces",)),
     Rule(swap_alone, needs=("/linux/resources/memory/limit",)),

@@ -190,6 +190,8 @@ def _add_birth(builder: Builder, at: str, wanted: model.Process, options: Compil
     process.add_oom_score(builder, at, wanted.oom_score_adj)
     if options.cgroup_slots:
         builder.add(ops.JoinCgroup(options.cgroup_slots), "/linux/cgroupsPath")
+    if options.rdt_slots:
+        builder.add(ops.JoinCgroup(options.rdt_slots), "/linux/intelRdt")
 
 
 def _add_entry(builder: Builder, options: CompileOptions | ExecOptions) -> None:

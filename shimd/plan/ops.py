@@ -8,10 +8,10 @@ launcher binds.
 Slots used: ``stdin`` ``stdout`` ``stderr`` (the process's stdio when there is no terminal), ``control`` (SOCK_SEQPACKET
 to the runtime, see ``shimd.init.handshake``), ``start`` (listening unix socket that ``start`` connects to), ``console``
 (unix stream socket of --console-socket, absent: the pty master goes over ``control``), ``cgroup.N`` (a cgroup.procs
-file open for writing), ``ns.N`` (nsfs files), ``init`` (pidfd of the container's init, for exec), ``rootfs`` and
-``mount.N`` (detached mount trees opened by the runtime, for user namespaces), ``ids.N`` (user namespaces of id-mapped
-mounts, which are the runtime's alone), ``preserve.N`` (passed to the program as
-descriptor 3+N).
+file open for writing), ``rdt.N`` (a tasks file of resctrl), ``ns.N`` (nsfs files), ``init`` (pidfd of the container's
+init, for exec), ``rootfs`` and ``mount.N`` (detached mount trees opened by the runtime, for user namespaces),
+``preserve.N`` (passed to the program as descriptor 3+N). ``ids.N`` (user namespaces of id-mapped mounts) are the
+runtime's alone.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Sync(Record):
 
 
 class JoinCgroup(Record):
-    """Write 0 to each cgroup.procs slot; the first operation, so that all that follows is accounted and confined."""
+    """Write 0 to each slot, a cgroup.procs or a tasks file of resctrl; the first operation, so that all that follows is
+    accounted and confined.
+    """
 
     slots: tuple[str, ...]
 

@@ -38,6 +38,7 @@ class CompileOptions(Record):
     gate: bool = True
     cgroup_slots: tuple[str, ...] = ()
     cgroup_entry: bool = False
+    rdt_slots: tuple[str, ...] = ()
     cgroups: CgroupView = CgroupView()
     no_pivot: bool = False
     no_new_keyring: bool = False
@@ -53,6 +54,7 @@ class ExecOptions(Record):
     id: str
     cgroup_slots: tuple[str, ...] = ()
     cgroup_entry: bool = False
+    rdt_slots: tuple[str, ...] = ()
     no_new_keyring: bool = False
     keyring: str = ""
     preserve_fds: int = 0

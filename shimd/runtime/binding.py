@@ -73,9 +73,16 @@ class Slots:
 
     def add_cgroups(self, procs: Iterable[int]) -> tuple[str, ...]:
         """Owns ``procs``; returns the slots for JoinCgroup."""
+        return self._own_each("cgroup", procs)
+
+    def add_rdt(self, tasks: Iterable[int]) -> tuple[str, ...]:
+        """The same for files of resctrl."""
+        return self._own_each("rdt", tasks)
+
+    def _own_each(self, kind: str, fds: Iterable[int]) -> tuple[str, ...]:
         names: list[str] = []
-        for index, fd in enumerate(procs):
-            names.append(f"cgroup.{index}")
+        for index, fd in enumerate(fds):
+            names.append(f"{kind}.{index}")
             self.own(names[-1], fd)
         return tuple(names)
 

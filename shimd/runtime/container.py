@@ -245,6 +245,14 @@ class Runtime:
         """Change limits; returns warnings."""
         return control.update(self.env, container, change)
 
+    def update_rdt(self, container: Container, *, l3_cache_schema: str = "", mem_bw_schema: str = "") -> None:
+        """Change the container's class of Intel RDT; one that has none gets one. Raises FailedPrecondition where the
+        machine has no such thing, RuntimeFailure.
+        """
+        from shimd.runtime import rdt
+
+        rdt.update(container, l3_cache_schema=l3_cache_schema, mem_bw_schema=mem_bw_schema)
+
     def pod_stats(self, container: Container) -> Stats:
         """Of the cgroup that a sandbox and the containers of its pod have in common, if they do."""
         return control.pod_stats(self.env, container)

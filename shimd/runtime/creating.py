@@ -19,13 +19,13 @@ from shimd.plan.compile import compile_create
 from shimd.plan.ops import Plan
 from shimd.plan.options import CompileOptions
 from shimd.plan.rootfs import hook_specs
-from shimd.runtime import agent, binding, hooks, rootfs
+from shimd.runtime import agent, binding, hooks, rdt, rootfs
 from shimd.runtime.bundle import find_rootfs, read_config
 from shimd.runtime.control import start_time
 from shimd.runtime.dialogue import InitDied, Outcome, converse
 from shimd.runtime.idmaps import IdMaps
 from shimd.runtime.launch import Launched, LaunchRequest
-from shimd.runtime.model import Container, CreateOptions, Environment, Phases, Stdio, launch_name
+from shimd.runtime.model import Container, CreateOptions, Environment, Phases, Stdio, launch_name, unique_name
 from shimd.runtime.netdevices import NetDevices
 from shimd.runtime.process import (
     cgroup_view,
@@ -107,6 +107,7 @@ class _Creation:
         self.namespace = namespace
         self.id = container_id
         self.name = launch_name(namespace, container_id)
+        self.unique_name = unique_name(namespace, container_id)
         self.bundle = bundle
         self.stdio = stdio
         self.options = options
@@ -130,6 +131,7 @@ class _Creation:
             self.mounted = self.mount()
             self.phases.mark("read")
             self.cgroup = self.make_cgroup()
+            self.rdt = self.make_rdt()
             self.phases.mark("cgroup")
             self.plan = self.compile(slots)
             self.phases.mark("compile")
@@ -169,12 +171,10 @@ class _Creation:
 
     def make_cgroup(self) -> CgroupManager:
         path = self.spec.linux.cgroups_path or ""
-        # Equal ids in two namespaces are two containers; "@" is in no id, so no two names meet.
-        name = f"{self.namespace}@{self.id}" if self.namespace else self.id
         cgroup = manager(
             self.env.host,
             cgroups_path=path,
-            container_id=name,
+            container_id=self.unique_name,
             systemd=self.options.systemd_cgroup,
             annotations=self.spec.annotations,
         )
@@ -185,6 +185,16 @@ class _Creation:
         if self.cgroup_entry is None:
             self.delegate(cgroup)
         return cgroup
+
+    def make_rdt(self) -> rdt.Group:
+        wanted = self.spec.linux.intel_rdt
+        if wanted is None:
+            return rdt.NO_GROUP
+        root = rdt.find_root()
+        rdt.check(wanted, root)
+        group = rdt.make(wanted, root, self.unique_name)
+        self.undo.push("remove the RDT group", lambda: rdt.remove(group))
+        return group
 
     def delegate(self, cgroup: CgroupManager) -> None:
         owner = cgroup_owner(self.spec)
@@ -199,6 +209,7 @@ class _Creation:
             gate=self.options.gate,
             cgroup_slots=self.cgroup_slots(slots),
             cgroup_entry=self.cgroup_entry is not None,
+            rdt_slots=slots.add_rdt(rdt.open_tasks(self.rdt)),
             cgroups=cgroup_view(self.cgroup),
             no_pivot=self.options.no_pivot,
             no_new_keyring=self.options.no_new_keyring,
@@ -324,6 +335,9 @@ class _Creation:
             changed_resources={},
             service=dict(self.options.service),
             keyring=self.keyring,
+            intel_rdt_path=self.rdt.path,
+            intel_rdt_mon_path=self.rdt.monitoring,
+            intel_rdt_owned=self.rdt.owned,
         )
 
     # ---- the end, good or bad --------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from shimd.linux.process import pidfd_send_signal
 from shimd.linux.signals import signal
 from shimd.plan.ops import HookSpec
 from shimd.plan.rootfs import hook_specs
+from shimd.runtime import rdt
 from shimd.runtime.control import derive_status, is_alive
 from shimd.runtime.hooks import run_hooks_through
 from shimd.runtime.launch import wait_dead
@@ -31,6 +32,7 @@ def delete(env: Environment, container: Container, *, force: bool) -> tuple[str,
     poststop, problems = _poststop_hooks(container)
     _end_processes(container)
     container.cgroup.destroy()
+    rdt.remove(rdt.group_of(container.state))
     env.launcher.forget(*_launch_names(container))
     container.directory.remove()
     if poststop:
@@ -53,6 +55,7 @@ def remove_remains(env: Environment, directory: StateDir) -> None:
     if cgroup.pids():
         cgroup.kill()
     cgroup.destroy()
+    rdt.remove(rdt.group_of(state))
     env.launcher.forget(launch_name(state.namespace, state.id))
     unmount_rootfs(state.bundle, state.rootfs_mounts)
     directory.remove()

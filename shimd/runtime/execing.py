@@ -16,7 +16,7 @@ from shimd.plan import options as plan_options
 from shimd.plan import wire
 from shimd.plan.compile import compile_exec
 from shimd.plan.ops import Plan
-from shimd.runtime import agent, binding, notes
+from shimd.runtime import agent, binding, notes, rdt
 from shimd.runtime.control import derive_status, start_time
 from shimd.runtime.dialogue import InitDied, Outcome, converse
 from shimd.runtime.launch import Launched, LaunchRequest, is_dead
@@ -107,6 +107,7 @@ class _Execution:
             id=self.container.id,
             cgroup_slots=slots.add_cgroups(self.container.cgroup.exec_procs(*where)),
             cgroup_entry=self.cgroup_entry is not None,
+            rdt_slots=slots.add_rdt(rdt.open_tasks(rdt.group_of(self.container.state))),
             no_new_keyring=not self.container.state.keyring,
             keyring=self.container.state.keyring,
             preserve_fds=len(self.options.preserve_fds),

@@ -223,6 +223,13 @@ class Container:
         self.close()
 
 
+def unique_name(namespace: str, container_id: str) -> str:
+    """For directories that all namespaces share: equal ids in two of them are two containers. "@" is in no id, so no
+    two names meet.
+    """
+    return f"{namespace}@{container_id}" if namespace else container_id
+
+
 def launch_name(namespace: str, container_id: str, exec_id: str = "") -> str:
     """The name of a process at the launcher: unique among living ones, and what its exit is reported under."""
     return "/".join(filter(None, (namespace, container_id, exec_id)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from shimd.cgroups.manager import CgroupManager, manager
-from shimd.oci.model import Process
+from shimd.oci.model import IntelRdt, Process
 from shimd.oci.validate import validate_process
 from shimd.plan.compile import compile_create, compile_exec
 from shimd.plan.ops import Plan
@@ -38,6 +38,7 @@ def plan_create(env: Environment, container_id: str, bundle: str, config: bytes 
             gate=options.gate,
             cgroup_slots=() if cgroup.entry() else _cgroup_slots(env, cgroup),
             cgroup_entry=cgroup.entry() is not None,
+            rdt_slots=_rdt_slots(read.spec.linux.intel_rdt),
             cgroups=cgroup_view(cgroup),
             no_pivot=options.no_pivot,
             no_new_keyring=options.no_new_keyring,
@@ -55,6 +56,7 @@ def plan_exec(env: Environment, container: Container, process: Process) -> Plan:
         id=container.id,
         cgroup_slots=_cgroup_slots(env, container.cgroup),
         cgroup_entry=container.cgroup.exec_entry(container.pid) is not None,
+        rdt_slots=_rdt_slots(container.spec.linux.intel_rdt),
         seccomp_cache=env.seccomp_cache,
     )
     plan = compile_exec(process, container.spec, env.host, options)
@@ -66,3 +68,9 @@ def _cgroup_slots(env: Environment, cgroup: CgroupManager) -> tuple[str, ...]:
     if env.host.cgroup_mode == "v2":
         return ()
     return tuple(f"cgroup.{index}" for index, _ in enumerate(set(cgroup.paths.values())))
+
+
+def _rdt_slots(wanted: IntelRdt | None) -> tuple[str, ...]:
+    if wanted is None:
+        return ()
+    return ("rdt.0", "rdt.1") if wanted.enable_monitoring else ("rdt.0",)

@@ -45,7 +45,7 @@ class ContainerState(Record):
     <bundle>/rootfs, in order, where file systems of the create request are mounted ("" is the rootfs itself);
     ``namespace_paths`` by runc's type names; ``own_pid_namespace`` whether the death of init ends all other
     processes; ``service`` what the maker wants to know again, strings and numbers; ``keyring`` the name of
-    the session keyring, a secret among containers, "" for none.
+    the session keyring, a secret among containers, "" for none; ``intel_rdt_*`` what ``runtime.rdt`` has in a Group.
     """
 
     id: str
@@ -68,6 +68,9 @@ class ContainerState(Record):
     changed_resources: Mapping[str, Any]
     service: Mapping[str, Any] = {}
     keyring: str = ""
+    intel_rdt_path: str = ""
+    intel_rdt_mon_path: str = ""
+    intel_rdt_owned: bool = False
 
 
 _KEYS = {"pid": "init_process_pid", "start_time": "init_process_start"}
@@ -106,6 +109,7 @@ _TYPES: dict[str, type] = {
     "owner": int, "config_hash": str, "annotations": dict, "cgroup": dict, "cgroup_paths": dict,
     "namespace_paths": dict, "own_pid_namespace": bool, "rootfs_mounts": list, "terminal": bool, "stdio": list,
     "changed_resources": dict, "service": dict, "keyring": str,
+    "intel_rdt_path": str, "intel_rdt_mon_path": str, "intel_rdt_owned": bool,
 }  # fmt: skip
 
 

@@ -145,7 +145,7 @@ def _rule(rule: dict[str, Any]) -> dict[str, Any]:
 
 
 def every_field() -> dict[str, Any]:
-    """A document with every field that shimd knows; all that is wrong with it are those not supported yet."""
+    """A document with every field that shimd knows."""
     return {
         "ociVersion": "1.3.0",
         "process": _every_process_field(),

@@ -1,4 +1,4 @@
-"""The rules about pieces of the machine: network interfaces, memory nodes."""
+"""The rules about pieces of the machine: network interfaces, memory nodes, Intel RDT."""
 
 from __future__ import annotations
 
@@ -83,3 +83,15 @@ def test_network_devices_need_a_namespace() -> None:
 def test_good_network_devices() -> None:
     devices = {"eth0": {"name": "eth1"}, "eth1": {"name": "eth0"}, "fifteen-bytes-x": {"name": "ä"}}
     assert problems(document(netDevices=devices)) == []
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/b", "/a", "info", "mon_groups", "mon_data", "two\nlines"])
+def test_names_that_are_no_class_of_rdt(name: str) -> None:
+    (problem,) = problems(document(intelRdt={"closID": name}))
+    assert problem.startswith("/linux/intelRdt/closID: invalid intelRdt.ClosID ")
+
+
+def test_schemata_are_lines() -> None:
+    assert problems(document(intelRdt={"closID": "/", "schemata": ["L3:0=f", "a\nb"]})) == [
+        '/linux/intelRdt/schemata/1: "a\\nb" is more than one line'
+    ]

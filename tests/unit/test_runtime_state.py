@@ -31,6 +31,8 @@ STATE = s.ContainerState(
     terminal=False,
     stdio=("", "/out", "/err"),
     changed_resources={},
+    intel_rdt_path="/sys/fs/resctrl/c1",
+    intel_rdt_owned=True,
 )
 
 
@@ -50,7 +52,7 @@ def test_the_keys_are_those_of_runc_where_it_has_them() -> None:
     assert document["schema"] == s.SCHEMA
     assert document["init_process_pid"] == 4711
     assert document["init_process_start"] == 815
-    assert {"id", "created", "cgroup_paths", "namespace_paths"} <= document.keys()
+    assert {"id", "created", "cgroup_paths", "namespace_paths", "intel_rdt_path"} <= document.keys()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 
 from shimd.cli.command import ID_ARGUMENT, Call, Command, number, text
 from shimd.cli.units import size
-from shimd.errors import FailedPrecondition, InvalidArgument, NotFound
+from shimd.errors import InvalidArgument, NotFound
 from shimd.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ _TEXTS = (
 )
 _IGNORED = ("kernel-memory", "kernel-memory-tcp")
 _RDT = (
-    ("l3-cache-schema", "Intel RDT/CAT: l3 cache schema", "The string of Intel RDT/CAT L3 cache schema"),
-    ("mem-bw-schema", "Intel RDT/MBA: memory bandwidth schema", "The string of Intel RDT/MBA memory bandwidth schema"),
+    ("l3-cache-schema", "The string of Intel RDT/CAT L3 cache schema"),
+    ("mem-bw-schema", "The string of Intel RDT/MBA memory bandwidth schema"),
 )
 
 COMMAND = Command(
@@ -51,7 +51,7 @@ may have a unit, as in 512m.""",
         *(text(name, "(obsoleted; do not use)", hidden=True) for name in _IGNORED),
         *(text(name, help_) for name, _, help_ in _SIZES),
         number("pids-limit", "Maximum number of pids allowed in the container"),
-        *(text(name, help_) for name, _, help_ in _RDT),
+        *(text(name, help_) for name, help_ in _RDT),
     ),
     least=1,
     most=1,
@@ -61,7 +61,9 @@ may have a unit, as in 512m.""",
 def run(call: Call) -> int:
     with call.container() as container:
         change = _from_file(call) if call.text("resources") else _from_options(call)
-        _refuse_rdt(call)
+        schemata = [call.text(name) or "" for name, _ in _RDT]
+        if any(schemata):
+            call.runtime().update_rdt(container, l3_cache_schema=schemata[0], mem_bw_schema=schemata[1])
         for warning in call.runtime().update(container, change):
             call.messages.warn(warning)
     return 0
@@ -129,9 +131,3 @@ def _number_of(name: str, value: str) -> int:
 
 def _text_of(_: str, value: str) -> str:
     return value
-
-
-def _refuse_rdt(call: Call) -> None:
-    for name, what, _ in _RDT:
-        if call.text(name):
-            raise FailedPrecondition(f"{what} is not enabled")
