@@ -17,8 +17,8 @@ TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc crun=crun shellcheck=shel
 BENCH_PACKAGES := $(RUN_PACKAGES) runc=runc crun=crun
 # Programs of others that the tests with containerd drive.
 PEER_PACKAGES := containerd=containerd containernetworking-plugins=/usr/lib/cni/bridge
-LAB_PACKAGES := user-mode-linux=linux.uml dbus=dbus-daemon apparmor=apparmor_parser checkpolicy=checkpolicy \
-	iproute2=ip
+LAB_PACKAGES := user-mode-linux=linux.uml systemd=/lib/systemd/systemd dbus=dbus-daemon apparmor=apparmor_parser \
+	checkpolicy=checkpolicy iproute2=ip
 
 PYTEST := $(PYTHON) -m pytest
 ROOT_TESTS := tests/kernel tests/container tests/daemon

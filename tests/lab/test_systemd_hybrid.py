@@ -91,7 +91,7 @@ def test_updates_do_not_disturb_the_use_of_devices(
     spec["linux"]["devices"] = [{"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11}]
     container = started(spec)
     before = file(container, "devices", "devices.list")
-    for shares in range(100, 1100, 100):
+    for shares in (100, 200, 300, 400):
         rig.runtime.update(container, read_resources(json.dumps({"cpu": {"shares": shares}}).encode()))
     assert file(container, "devices", "devices.list") == before
     _, text = rig.output_of(container, "sh", "-c", "head -c 1 /dev/kmsg 2>&1")
@@ -110,7 +110,7 @@ def test_pause(rig: Rig, started: Callable[..., Container]) -> None:
 def test_lives_leave_nothing(rig: Rig) -> None:
     rig.run(shell("exit 0"), systemd_cgroup=True)
     before = everything()
-    for _ in range(20):
+    for _ in range(10):
         rig.run(shell("exit 0"), systemd_cgroup=True)
     deadline = time.monotonic() + wait.SECONDS
     while everything() != before and time.monotonic() < deadline:
