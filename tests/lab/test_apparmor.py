@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
+from tests.container import boxes as container
+from tests.container.boxes import Runtime, runtime
 from tests.daemon.boxes import Box, MakeBox, refused, shell
 from tests.lab.talking import ask, run
 from tests.support.requires import requires
 from tests.support.specs import runc_default
+
+__all__ = ["runtime"]
 
 pytestmark = [pytest.mark.lab("apparmor"), requires("apparmor", "program:apparmor_parser")]
 
@@ -32,7 +36,7 @@ profile {name} flags=(attach_disconnected,mediate_deleted) {{
 """
 FIRST, SECOND = "shimd-test-first", "shimd-test-second"
 ATTRIBUTE = "/proc/self/attr/apparmor/current"
-SCRIPT = f"cat {ATTRIBUTE}; cat /etc/first; cat /etc/second; true"
+SCRIPT = f"exec 2>&1; cat {ATTRIBUTE}; cat /etc/first; cat /etc/second; true"
 
 
 def denied(name: str, file: str) -> str:
@@ -97,6 +101,16 @@ def test_an_exec_has_the_containers_profile(running: Box, place: Path) -> None:
 
 def test_an_exec_may_have_one_of_its_own(running: Box, place: Path) -> None:
     assert ask(running, place, SCRIPT, apparmorProfile=SECOND) == (denied(SECOND, "second"), 0)
+
+
+def test_the_command_line(runtime: Runtime, rootfs: Path, container_id: str) -> None:
+    """In $RUNTIME."""
+    made = container.Box(runtime, container_id, rootfs.parent)
+    made.spec["process"]["apparmorProfile"] = FIRST
+    made.start()
+    assert runtime("exec", made.id, "sh", "-c", SCRIPT) == denied(FIRST, "first")
+    options = ("--apparmor", SECOND)
+    assert runtime("exec", *options, made.id, "sh", "-c", SCRIPT) == denied(SECOND, "second")
 
 
 @pytest.mark.parametrize("where", ["create", "exec"])

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 
+from tests.container import boxes as container
+from tests.container.boxes import Runtime, runtime
 from tests.daemon.boxes import Box, MakeBox, refused, shell
 from tests.lab.talking import ask, run
 from tests.support.requires import requires
 from tests.support.rootfs import debian_rootfs
 from tests.support.specs import runc_default
+
+__all__ = ["runtime"]
 
 pytestmark = [pytest.mark.lab("selinux"), requires("selinux", "program:checkpolicy")]
 
@@ -127,6 +131,17 @@ def test_the_session_keyring_has_the_label_of_the_process(box: MakeBox, place: P
     b = box(spec=spec)
     (b.bundle / "config.json").write_text(json.dumps(spec))
     assert run(b, place) == (f"{CONTAINER}\n", 0)
+
+
+def test_the_command_line(runtime: Runtime, rootfs: Path, container_id: str) -> None:
+    """In $RUNTIME."""
+    made = container.Box(runtime, container_id, rootfs.parent)
+    made.spec["process"]["selinuxLabel"] = CONTAINER
+    made.spec["linux"]["mountLabel"] = FILES
+    made.start()
+    assert label_of(f"/proc/{made.state()['pid']}/root/dev/shm") == FILES
+    assert runtime("exec", made.id, "sh", "-c", CURRENT) == f"{CONTAINER}\n"
+    assert runtime("exec", "--process-label", OTHER, made.id, "sh", "-c", CURRENT) == f"{OTHER}\n"
 
 
 def test_a_label_that_the_policy_does_not_know(box: MakeBox, running: Box, place: Path) -> None:
