@@ -22,10 +22,12 @@ _NOT_EXECUTED = 127
 
 def run_hooks(ctx: Context, op: ops.RunHooks) -> None:
     state = str(os.getpid()).join(op.state)
+    # What the program is started with; empty before that is known.
+    inherited = tuple([f"{name}={value}" for name, value in ctx.env.items()])
     if op.kind == "createContainer":
         os.fchdir(ctx.root)  # as runc has it; a hook that works on the rootfs need not parse the bundle for it
     for index, hook in enumerate(op.hooks):
-        problem = run_hook(hook, state.encode())
+        problem = run_hook(hook if hook.env else hook._replace(env=inherited), state.encode())
         if problem:
             raise StepFailed("", 0, f"error running {op.kind} hook #{index}: {problem}")
 

@@ -297,6 +297,17 @@ def test_start_container_hook_runs_inside(busybox: Path, place: Path) -> None:
     assert gate.end()[1].startswith("/\n{")
 
 
+def test_start_container_hook_without_variables_has_those_of_the_program(busybox: Path) -> None:
+    """As under runc: images rely on it."""
+    spec = ops.HookSpec("/bin/sh", ("sh", "-c", "env >>/hook"), (), 0)
+    end = (ops.HomeEnv(0), *program("/bin/cat", "/hook", env=(PATH, "ONE=two")))
+    found = end[:2], hooks(spec, spec._replace(env=("ONLY=this", PATH)), kind="startContainer"), end[2:]
+    outcome = run(*in_rootfs(busybox), *found[0], found[1], *found[2])
+    assert outcome.failure is None
+    lines = [line for line in outcome.output.splitlines() if not line.startswith(("PWD=", "SHLVL="))]
+    assert sorted(lines) == sorted([PATH, "ONE=two", "HOME=/root", PATH, "ONLY=this"])
+
+
 # ---- hygiene -----------------------------------------------------------------------------------------------------
 
 
