@@ -55,13 +55,25 @@ def prepare_root(ctx: Context, op: ops.PrepareRoot) -> None:
         ctx.root = os.open(op.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return
     set_propagation(AT_FDCWD, "/", op.propagation)
-    target = os.open(op.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    target = _place_of_root(op)
     if not op.propagation & MS_REC or op.propagation & MS_SHARED:
         _make_parent_private(target)
     tree = ctx.take(op.slot) if op.slot else open_tree(target, "", AT_EMPTY_PATH | AT_RECURSIVE | OPEN_TREE_CLONE)
     move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
     os.close(target)
     ctx.root = tree
+
+
+def _place_of_root(op: ops.PrepareRoot) -> int:
+    """A tree that the runtime has opened may lie where the root of a user namespace must not go. Then it is put on /,
+    which hides nothing from us: our own root stays what is beneath.
+    """
+    try:
+        return os.open(op.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        if not op.slot:
+            raise
+        return os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _make_parent_private(target: int) -> None:

@@ -41,6 +41,7 @@ NAMESPACE_FILES = {
     CLONE_NEWTIME: "time",
 }
 
+NS_GET_USERNS = 0xB701
 NS_GET_NSTYPE = 0xB703
 
 PR_SET_PDEATHSIG = 1
@@ -142,6 +143,11 @@ def unshare(flags: int) -> None:
 def namespace_type(fd: int) -> int:
     """CLONE_NEW* of an nsfs file; ENOTTY when it is something else."""
     return ioctl(fd, NS_GET_NSTYPE)
+
+
+def owning_user_namespace(fd: int) -> int:
+    """A new descriptor of the user namespace that a namespace belongs to; EPERM for one outside of our own."""
+    return ioctl(fd, NS_GET_USERNS)
 
 
 def pidfd_open(pid: int) -> int:

@@ -18,9 +18,12 @@ from errno import EINVAL
 from typing import Any
 
 from shimd.linux import mount as m
+from shimd.linux.process import CLONE_NEWNET, owning_user_namespace
 from shimd.oci.model import Spec
+from shimd.plan.ops import NamespaceFile
 from shimd.records import Record
 from shimd.runtime import holder
+from shimd.runtime.namespaces import open_namespace
 from shimd.runtime.state import POD_DIRECTORY
 
 SHM_BYTES = 64 << 20
@@ -29,6 +32,7 @@ _PROGRAM = "shimd-pod"
 _FILES = ("hostname", "hosts", "resolv.conf")
 _SHM = "shm"
 _ROOTFS = "rootfs"
+_PLACES = ("dev", "proc")
 _SHM_PLACE = "/dev/shm"
 
 
@@ -40,11 +44,37 @@ class PodFiles(Record):
     own_shm: bool = True
 
 
+class Owner:
+    """The user namespace that a pod's network was made in, for as long as this is open. Raises InvalidArgument."""
+
+    def __init__(self, netns_path: str) -> None:
+        network = open_namespace(NamespaceFile("", netns_path, CLONE_NEWNET))
+        try:
+            self._fd = owning_user_namespace(network)
+        finally:
+            os.close(network)
+
+    @property
+    def path(self) -> str:
+        """For this process."""
+        return f"/proc/self/fd/{self._fd}"
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
 def config(base: dict[str, Any], state_directory: str) -> bytes:
     """config.json of the container that holds the pod's namespaces; ``base`` says which, and the limits."""
     root = os.path.join(os.path.realpath(state_directory), POD_DIRECTORY, _ROOTFS)
     linux = base.get("linux", {})
     namespaces = [entry for entry in linux.get("namespaces", []) if entry.get("type") != "mount"]
+    # With a /dev of its own making nobody makes devices in it.
+    mounts = [{"destination": "/dev", "type": "bind", "source": f"{root}/dev", "options": ["bind", "ro"]}]
+    if any(entry.get("type") == "user" for entry in namespaces):
+        # To set sysctls; in a user namespace there is no other way to a procfs than a mount of it.
+        mounts.append(
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "nodev", "noexec"]}
+        )
     document = {
         "ociVersion": "1.2.0",
         **base,
@@ -56,8 +86,7 @@ def config(base: dict[str, Any], state_directory: str) -> bytes:
             "noNewPrivileges": True,
         },
         "root": {"path": root, "readonly": True},
-        # With a /dev of its own making nobody makes devices in it.
-        "mounts": [{"destination": "/dev", "type": "bind", "source": f"{root}/dev", "options": ["bind", "ro"]}],
+        "mounts": mounts,
         "linux": {**linux, "namespaces": [*namespaces, {"type": "mount"}]},
     }
     return json.dumps(document).encode()
@@ -67,12 +96,13 @@ def make(state_directory: str, files: PodFiles) -> None:
     """Raises OSError, and leaves the rest to ``remove``; Unimplemented on a machine without a program."""
     program = holder.image()
     folder = os.path.join(state_directory, POD_DIRECTORY)
-    os.mkdir(folder, 0o711)
+    _make_directory(folder, 0o711)
     _write(os.path.join(folder, "hostname"), f"{files.hostname or os.uname().nodename}\n".encode())
     _write(os.path.join(folder, "hosts"), _copied("/etc/hosts"))
     resolver = files.resolv_conf
     _write(os.path.join(folder, "resolv.conf"), _copied("/etc/resolv.conf") if resolver is None else resolver.encode())
-    os.makedirs(os.path.join(folder, _ROOTFS, "dev"), 0o755)
+    for place in ("", *_PLACES):
+        _make_directory(os.path.join(folder, _ROOTFS, place), 0o755)
     _write(os.path.join(folder, _ROOTFS, _PROGRAM), program, 0o755)
     if files.own_shm:
         shm = os.path.join(folder, _SHM)
@@ -94,7 +124,7 @@ def remove(state_directory: str) -> None:
     for file in (*(os.path.join(folder, name) for name in _FILES), os.path.join(rootfs, _PROGRAM)):
         with suppress(FileNotFoundError):
             os.unlink(file)
-    for place in (shm, os.path.join(rootfs, "dev"), rootfs, folder):
+    for place in (shm, *(os.path.join(rootfs, place) for place in _PLACES), rootfs, folder):
         with suppress(FileNotFoundError):
             os.rmdir(place)
 
@@ -108,9 +138,12 @@ def amended(data: bytes, spec: Spec, state_directory: str) -> bytes:
     mounts = document.setdefault("mounts", [])
     taken = {os.path.normpath(mount.destination) for mount in spec.mounts}
     access = "ro" if spec.root.readonly else "rw"
+    linux = document.get("linux", {})
+    # As the CRI plugin maps what it mounts: to a container with a user namespace the files are root's, too.
+    maps = {key: linux[key] for key in ("uidMappings", "gidMappings") if linux.get(key)}
     for name in _FILES:
         if f"/etc/{name}" not in taken:
-            mounts.append(_bind(f"{folder}/{name}", f"/etc/{name}", access))
+            mounts.append(_bind(f"{folder}/{name}", f"/etc/{name}", access) | maps)
     if os.path.isdir(f"{folder}/{_SHM}"):
         document["mounts"] = _with_shm(mounts, f"{folder}/{_SHM}")
     return json.dumps(document).encode()
@@ -145,10 +178,15 @@ def _copied(path: str) -> bytes:
         return b""
 
 
+def _make_directory(path: str, mode: int) -> None:
+    os.mkdir(path)
+    os.chmod(path, mode)  # whatever the umask
+
+
 def _write(path: str, data: bytes, mode: int = 0o644) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
-        os.fchmod(fd, mode)  # whatever the umask
+        os.fchmod(fd, mode)
         while data:
             data = data[os.write(fd, data) :]
     finally:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from shimd.api.containerd import pod_pb2 as api
-from shimd.errors import InvalidArgument, Unimplemented
+from shimd.errors import InvalidArgument
 from shimd.runtime.pod import PodFiles
 from shimd.runtime.state import SANDBOX_ANNOTATION
 
@@ -14,27 +15,42 @@ _NODE = api.NamespaceMode.NODE
 
 # As containerd sets them for its own pause containers unless it is told otherwise: a program needs no privileges for
 # port 80, or to ping, in a network that is the pod's own.
-_NETWORK_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+_PORTS = {"net.ipv4.ip_unprivileged_port_start": "0"}
+_PING = {"net.ipv4.ping_group_range": "0 2147483647"}  # not with a user namespace, which has no such groups
 _MIN_SHARES = 2
 
 
-def base_of(config: api.PodSandboxConfig, sandbox_id: str, netns_path: str) -> dict[str, Any]:
-    """For ``pod.config``. Raises Unimplemented."""
+def has_user_namespace(config: api.PodSandboxConfig) -> bool:
     options = config.linux.security_context.namespace_options
-    if options.HasField("userns_options") and options.userns_options.mode != _NODE:
-        raise Unimplemented('pods with a user namespace need a pause container: leave out sandboxer = "shim"')
-    own_network = options.network != _NODE
-    linux = {
+    return options.HasField("userns_options") and options.userns_options.mode != _NODE
+
+
+def base_of(config: api.PodSandboxConfig, sandbox_id: str, netns_path: str) -> dict[str, Any]:
+    """For ``pod.config``. Raises InvalidArgument."""
+    options = config.linux.security_context.namespace_options
+    own_network, is_mapped = options.network != _NODE, has_user_namespace(config)
+    sysctl = {**_PORTS, **({} if is_mapped else _PING)} if own_network else {}
+    linux: dict[str, Any] = {
         "namespaces": _namespaces(options, netns_path),
-        "sysctl": {**(_NETWORK_SYSCTLS if own_network else {}), **config.linux.sysctls},
+        "sysctl": {**sysctl, **config.linux.sysctls},
         "resources": {"cpu": {"shares": _MIN_SHARES}, "devices": [{"allow": False, "access": "rwm"}]},
     }
+    if is_mapped:
+        linux["namespaces"].append(_entry("user"))
+        linux["uidMappings"] = _mappings(options.userns_options.uids)
+        linux["gidMappings"] = _mappings(options.userns_options.gids)
     if parent := config.linux.cgroup_parent:
         linux["cgroupsPath"] = _cgroups_path(parent, sandbox_id)
     base: dict[str, Any] = {"linux": linux, "annotations": _annotations(config, sandbox_id)}
     if own_network and config.hostname:
         base["hostname"] = config.hostname
     return base
+
+
+def with_user_namespace(base: dict[str, Any], path: str) -> dict[str, Any]:
+    """One to join in place of a new one."""
+    others = [entry for entry in base["linux"]["namespaces"] if entry["type"] != "user"]
+    return {**base, "linux": {**base["linux"], "namespaces": [*others, _entry("user", path)]}}
 
 
 def files_of(config: api.PodSandboxConfig) -> PodFiles:
@@ -57,12 +73,20 @@ def base_of_spec(spec: dict[str, Any], netns_path: str) -> dict[str, Any]:
 def _namespaces(options: api.NamespaceOption, netns_path: str) -> list[dict[str, str]]:
     found = []
     if options.network != _NODE:
-        found += [{"type": "uts"}, {"type": "network", **({"path": netns_path} if netns_path else {})}]
+        found += [_entry("uts"), _entry("network", netns_path)]
     if options.pid != _NODE:
-        found.append({"type": "pid"})
+        found.append(_entry("pid"))
     if options.ipc != _NODE:
-        found.append({"type": "ipc"})
+        found.append(_entry("ipc"))
     return found
+
+
+def _entry(kind: str, path: str = "") -> dict[str, str]:
+    return {"type": kind, "path": path} if path else {"type": kind}
+
+
+def _mappings(ranges: Iterable[api.IDMapping]) -> list[dict[str, int]]:
+    return [{"containerID": r.container_id, "hostID": r.host_id, "size": r.length} for r in ranges]
 
 
 def _cgroups_path(parent: str, sandbox_id: str) -> str:

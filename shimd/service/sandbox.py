@@ -18,6 +18,7 @@ from shimd.api.containerd import metric_pb2, platform_pb2, pod_pb2
 from shimd.api.containerd import sandbox_pb2 as api
 from shimd.errors import InvalidArgument, NotFound, Unimplemented
 from shimd.oci.read import MAX_BYTES
+from shimd.records import Record
 from shimd.rpc.service import Call
 from shimd.runtime import pod
 from shimd.runtime.pod import PodFiles
@@ -29,6 +30,14 @@ from shimd.service.metrics import metrics
 from shimd.service.records import RUNNING, STOPPED, Container
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+class _Wanted(Record):
+    """``base`` is for ``pod.config``; ``owner`` is closed when the sandbox is made."""
+
+    base: dict[str, Any]
+    files: PodFiles
+    owner: pod.Owner | None = None
 
 
 class SandboxService:
@@ -44,18 +53,20 @@ class SandboxService:
             raise InvalidArgument(f"invalid sandbox ID format: {request.sandbox_id[:64]!r}")
         if request.rootfs:
             raise Unimplemented("a sandbox has no root file system of its own")
-        base, files = await self._lifecycle.in_thread(_wanted, request)
+        wanted = await self._lifecycle.in_thread(_wanted, request)
         directory = self._lifecycle.runtime.state_directory(call.namespace, request.sandbox_id)
-        await self._lifecycle.create(
-            call.namespace,
-            CreateRequest(
-                request.sandbox_id,
-                request.bundle_path,
-                config=pod.config(base, directory),
-                origin=call.origin,
-                pod=files,
-            ),
+        create = CreateRequest(
+            request.sandbox_id,
+            request.bundle_path,
+            config=pod.config(wanted.base, directory),
+            origin=call.origin,
+            pod=wanted.files,
         )
+        try:
+            await self._lifecycle.create(call.namespace, create)
+        finally:
+            if wanted.owner is not None:
+                wanted.owner.close()
         return api.CreateSandboxResponse()
 
     async def start_sandbox(self, call: Call, request: api.StartSandboxRequest) -> api.StartSandboxResponse:
@@ -133,11 +144,15 @@ async def remove_pod(lifecycle: Lifecycle, sandbox: Container) -> None:
     await lifecycle.remove(sandbox)
 
 
-def _wanted(request: api.CreateSandboxRequest) -> tuple[dict[str, Any], PodFiles]:
-    """What ``pod.config`` and ``pod.make`` are to make. Reads a file."""
+def _wanted(request: api.CreateSandboxRequest) -> _Wanted:
+    """Reads files. Raises InvalidArgument."""
     config = _pod_config(request.options)
     if config is not None:
-        return pods.base_of(config, request.sandbox_id, request.netns_path), pods.files_of(config)
+        base = pods.base_of(config, request.sandbox_id, request.netns_path)
+        if not pods.has_user_namespace(config) or not request.netns_path:
+            return _Wanted(base, pods.files_of(config))
+        owner = pod.Owner(request.netns_path)
+        return _Wanted(pods.with_user_namespace(base, owner.path), pods.files_of(config), owner)
     try:
         data = read_file(os.path.join(request.bundle_path, CONFIG_FILE), MAX_BYTES)
         spec = json.loads(data)
@@ -148,7 +163,7 @@ def _wanted(request: api.CreateSandboxRequest) -> tuple[dict[str, Any], PodFiles
     if not isinstance(spec, dict):
         raise InvalidArgument(f"read {request.bundle_path}/{CONFIG_FILE}: not an object")
     base = pods.base_of_spec(spec, request.netns_path)
-    return base, PodFiles(str(base.get("hostname", "")))
+    return _Wanted(base, PodFiles(str(base.get("hostname", ""))))
 
 
 def _pod_config(options: Packed) -> pod_pb2.PodSandboxConfig | None:

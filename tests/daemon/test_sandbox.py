@@ -21,6 +21,7 @@ from tests.support import session, wait
 from tests.support.client import Client
 from tests.support.daemon import Daemon
 from tests.support.leaks import cgroup_mount_points
+from tests.support.requires import requires
 from tests.support.specs import runc_default
 from tests.support.ttrpc import TtrpcClient
 
@@ -155,8 +156,8 @@ def test_process_that_holds_them_is_next_to_nothing(pod: MakePod) -> None:
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     assert int(status["VmRSS"].split()[0]) <= 64
     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
-    assert sorted(os.listdir(f"/proc/{pid}/root")) == ["dev", "shimd-pod"]
-    assert os.listdir(f"/proc/{pid}/root/dev") == []
+    assert sorted(os.listdir(f"/proc/{pid}/root")) == ["dev", "proc", "shimd-pod"]
+    assert os.listdir(f"/proc/{pid}/root/dev") == os.listdir(f"/proc/{pid}/root/proc") == []
     with pytest.raises(OSError, match="Read-only"):
         (Path(f"/proc/{pid}/root") / "new").touch()
 
@@ -290,13 +291,28 @@ def test_without_kubernetes(pod: MakePod) -> None:
     assert namespace(other.run(netns_path=f"/proc/{pid}/ns/net"), "network") == namespace(pid, "network")
 
 
+@requires("userns")
+def test_user_namespace(pod: MakePod, box: MakeBox) -> None:
+    """Of a network that was made in one; the containers' files of /etc are root's in it."""
+    maps = [pod_pb2.IDMapping(host_id=100000, container_id=0, length=65536)]
+    wanted = config("web", userns_options=pod_pb2.UserNamespace(mode=pod_pb2.POD, uids=maps, gids=maps))
+    first, second = pod(), pod()
+    pid = first.run(wanted)
+    assert Path(f"/proc/{pid}/uid_map").read_text().split() == ["0", "100000", "65536"]
+    other = second.run(wanted, netns_path=f"/proc/{pid}/ns/net")
+    assert os.readlink(f"/proc/{other}/ns/user") == os.readlink(f"/proc/{pid}/ns/user")
+    spec = second.member(other, *shell("test $(stat -c %u /etc/hosts):$(id -u) = 0:0 && echo x >/dev/shm/x"))
+    spec["linux"]["namespaces"].append({"type": "user", "path": f"/proc/{other}/ns/user"})
+    spec["linux"]["uidMappings"] = spec["linux"]["gidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    b = box(spec=spec)
+    b.make()
+    b.start()
+    assert b.wait() == 0
+
+
 def test_refused(pod: MakePod, box: MakeBox) -> None:
     p, taken = pod(), box("sleep", "1000")
     taken.make()
-    mapped = config("web")
-    mapped.linux.security_context.namespace_options.userns_options.mode = pod_pb2.POD
-    with refused("UNIMPLEMENTED", "user namespace"):
-        p.create(mapped)
     with refused("UNIMPLEMENTED", "root file system"):
         p.create(config(), rootfs=[mount_pb2.Mount(type="bind", source="/")])
     with refused("INVALID_ARGUMENT", "runtime.v1.Nonsense"):

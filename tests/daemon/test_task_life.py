@@ -293,6 +293,22 @@ def test_rootfs_with_mapped_ids(box: MakeBox, busybox: Path, place: Path, kind: 
     assert sorted(os.listdir(b.bundle)) == ["config.json", "rootfs"]
 
 
+@requires("userns")
+def test_rootfs_where_root_of_the_user_namespace_must_not_go(box: MakeBox, busybox: Path, place: Path) -> None:
+    closed = place / "closed"
+    closed.mkdir(0o700)
+    busybox.rename(closed / "rootfs")
+    b = box(*shell("test -x /bin/busybox && ! test -e /tmp/outside"))
+    spec = json.loads((b.bundle / "config.json").read_text())
+    spec["root"]["path"] = str(closed / "rootfs")
+    spec["linux"]["namespaces"].append({"type": "user"})
+    spec["linux"]["uidMappings"] = spec["linux"]["gidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    (b.bundle / "config.json").write_text(json.dumps(spec))
+    b.make()
+    b.start()
+    assert b.wait() == 0
+
+
 def test_failed_create_unmounts_the_rootfs(box: MakeBox, busybox: Path) -> None:
     b = box("/no/such/program")
     config = (b.bundle / "config.json").read_text().replace(str(busybox), "rootfs")

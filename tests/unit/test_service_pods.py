@@ -71,10 +71,21 @@ def test_parent_that_is_systemds() -> None:
     assert pods.base_of(wanted, "id1", "")["linux"]["cgroupsPath"] == "kubepods-pod1.slice:cri-containerd:id1"
 
 
+def test_user_namespace() -> None:
+    maps = [pod_pb2.IDMapping(host_id=100000, container_id=0, length=65536)]
+    options = pod_pb2.UserNamespace(mode=pod_pb2.POD, uids=maps, gids=maps)
+    base = pods.base_of(config(linux=linux(userns_options=options)), "id1", "/netns")
+    new = read_spec(pod.config(base, "/state/id1"))
+    assert new.linux.namespace("user") == ("user", None)
+    assert new.linux.uid_mappings == new.linux.gid_mappings == ((0, 100000, 65536),)
+    assert "net.ipv4.ping_group_range" not in new.linux.sysctl
+    joined = read_spec(pod.config(pods.with_user_namespace(base, "/user"), "/state/id1"))
+    assert joined.linux.namespace("user") == ("user", "/user")
+    node = pod_pb2.UserNamespace(mode=pod_pb2.NODE)
+    assert not pods.has_user_namespace(config(linux=linux(userns_options=node)))
+
+
 def test_what_cannot_be() -> None:
-    mapped = config(linux=linux(userns_options=pod_pb2.UserNamespace(mode=pod_pb2.POD)))
-    with pytest.raises(Unimplemented, match="user namespace"):
-        pods.base_of(mapped, "id1", "")
     with pytest.raises(InvalidArgument, match="pods/1"):
         pods.base_of(config(linux=pod_pb2.LinuxPodSandboxConfig(cgroup_parent="pods/1")), "id1", "")
 
