@@ -76,7 +76,7 @@ class _Program:
         return self.command.code
 
     def run(self, words: list[str]) -> int:
-        parsed = parse(words, PROGRAM.options, stop_at=1)  # the rest is the verb's
+        parsed = parse(words, PROGRAM.options, to_verb=True)
         if parsed.values["version"]:
             return self.print_version()
         if parsed.help or not parsed.arguments or parsed.arguments[0] in ("help", "h"):

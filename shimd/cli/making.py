@@ -80,6 +80,7 @@ class Making:
     def _create(self, stdio: Stdio, *, gate: bool, console_size: tuple[int, int] | None = None) -> Container:
         """With a service manager to be notified the container waits, too: its end of the socket comes first."""
         call, handover = self._call, self._handover
+        call.messages.debug(f"create container {self._id} from {self._bundle}, state in {call.settings.root}")
         options = CreateOptions(
             gate=gate or bool(self._manager),
             systemd_cgroup=call.settings.systemd_cgroup,

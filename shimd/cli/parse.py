@@ -35,12 +35,15 @@ class Parsed:
         self.help = False
 
 
-def parse(words: list[str], options: tuple[Option, ...], *, stop_at: int = -1) -> Parsed:
-    """Raises UsageError."""
+def parse(words: list[str], options: tuple[Option, ...], *, stop_at: int = -1, to_verb: bool = False) -> Parsed:
+    """``to_verb``: the first argument is the verb, and what follows is for another call. Raises UsageError."""
     parsed = Parsed(options)
     known = {name: option for option in options for name in (option.name, option.short) if name}
     rest = iter(words)
     for word in rest:
+        if to_verb and parsed.arguments:
+            parsed.arguments.append(word)
+            break
         if word == "--":
             break
         if len(parsed.arguments) == stop_at or (word[:1] == "-" and not word.lstrip("-")[:1].isalpha() and word != "-"):

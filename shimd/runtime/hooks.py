@@ -49,7 +49,11 @@ def _run_hook(hook: HookSpec, state: bytes, cwd: str) -> str:
     finally:
         os.close(stdin)
     with process:
-        finished, stdout, stderr = _attend(process, hook.timeout)
+        try:
+            finished, stdout, stderr = _attend(process, hook.timeout)
+        except BaseException:  # somebody wants an end, and leaving the block waits for the hook's
+            _kill_group(process)
+            raise
     if not finished:
         return f"{hook.path}: timed out after {hook.timeout} s{_output(stdout, stderr)}"
     if process.returncode < 0:
@@ -87,10 +91,15 @@ def _attend(process: subprocess.Popen[bytes], timeout: int) -> tuple[bool, bytes
     finally:
         os.close(pidfd)
     if not finished:
-        os.killpg(process.pid, signal.SIGKILL)
+        _kill_group(process)
     process.wait()
     stdout, stderr = outputs.values()
     return finished, bytes(stdout), bytes(stderr)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _pump(pidfd: int, outputs: dict[int, bytearray], deadline: float | None) -> bool:

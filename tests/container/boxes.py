@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,13 @@ OURS_ONLY = pytest.mark.skipif(not IS_OURS, reason="$RUNTIME is not ours")
 def _program() -> str:
     """Ours is the one beside this interpreter, not one that PATH may lead to."""
     return str(Path(sys.executable).parent / RUNTIME) if RUNTIME == "shimrun" else RUNTIME
+
+
+@functools.cache
+def has_option(verb: str, option: str) -> bool:
+    """Whether $RUNTIME is new enough to have it."""
+    done = subprocess.run([_program(), verb, "--help"], capture_output=True, text=True, check=False)
+    return option in done.stdout
 
 
 class Answer:
@@ -89,6 +98,26 @@ class Box:
         self.spec["root"]["readonly"] = False
         self.spec["linux"]["cgroupsPath"] = f"/{container_id}"
 
+    def shell(self, script: str) -> None:
+        self.spec["process"]["args"] = ["sh", "-c", script]
+
+    def run(self, *options: str, stdin: bytes = b"") -> Answer:
+        """In the foreground."""
+        self.write()
+        return self.runtime.run("run", "--bundle", str(self.bundle), *options, self.id, stdin=stdin)
+
+    def output(self, script: str, *options: str, stdin: bytes = b"") -> str:
+        """Of a script that has to succeed, quietly."""
+        self.shell(script)
+        answer = self.run(*options, stdin=stdin)
+        assert (answer.code, answer.errors) == (0, ""), answer
+        return answer.output
+
+    def exec(self, *args: str, stdin: bytes = b"") -> Answer:
+        """Options, the command after the id."""
+        index = args.index("--") if "--" in args else 0
+        return self.runtime.run("exec", *args[:index], self.id, *args[index + ("--" in args) :], stdin=stdin)
+
     def write(self) -> None:
         make_bundle(self.bundle, self.spec)
 
@@ -122,9 +151,21 @@ def runtime(place: Path) -> Iterator[Runtime]:
     _set_subreaper(on=True)
     yield made
     for name in os.listdir(made.root):
-        made.run("delete", "--force", name)
+        _delete(made, name, known)
     wait.reap_children_but(known)
     _set_subreaper(on=False)
+
+
+def _delete(runtime: Runtime, name: str, known: set[int]) -> None:
+    """The first process of a pid namespace is not gone before all others are reaped, and those of an exec are ours."""
+    command = [*runtime.command, "delete", "--force", name]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+                return
+            for pid in wait.children() - known - {process.pid}:
+                os.waitpid(pid, os.WNOHANG)
 
 
 def _set_subreaper(*, on: bool) -> None:

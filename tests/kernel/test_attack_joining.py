@@ -110,13 +110,6 @@ def test_cve_2016_9962_in_a_loop(rig: Rig) -> None:
         assert output.text() == ""
 
 
-def keeper_rig(place: Path, container_id: str) -> Iterator[Rig]:
-    small_rootfs(place / "rootfs")
-    with keeper_launcher(place / "keeper") as launcher:
-        yield Rig(probe(), launcher, place, container_id)
-
-
-kept = pytest.fixture(keeper_rig, name="kept")
 STEAL = """#!/proc/self/exe
 import os
 print(os.readlink("/proc/self/exe"), flush=True)
@@ -160,22 +153,22 @@ def assert_kept(code: int, text: str, python: Path) -> None:
     assert all("Read-only file system" in line or "not permitted" in line for line in rest), text
 
 
-def test_cve_2019_5736_as_the_entry_point(kept: Rig, host_python: Path) -> None:
-    spec = with_python(kept, host_python)
+def test_cve_2019_5736_as_the_entry_point(rig: Rig, host_python: Path) -> None:
+    spec = with_python(rig, host_python)
     spec["process"]["args"] = ["/evil"]
-    assert_kept(*kept.run(spec), host_python)
+    assert_kept(*rig.run(spec), host_python)
 
 
-def test_cve_2019_5736_as_an_exec(kept: Rig, host_python: Path) -> None:
-    spec = with_python(kept, host_python)
-    container = kept.create(spec, gate=False)
-    result = kept.output_of(container, "/evil", env=spec["process"]["env"])
-    kept.launcher.forget(f"{kept.id}/x")
-    kept.end(container)
+def test_cve_2019_5736_as_an_exec(rig: Rig, host_python: Path) -> None:
+    spec = with_python(rig, host_python)
+    container = rig.create(spec, gate=False)
+    result = rig.output_of(container, "/evil", env=spec["process"]["env"])
+    rig.launcher.forget(f"{rig.id}/x")
+    rig.end(container)
     assert_kept(*result, host_python)
 
 
-def test_cve_2019_5736_from_beside(kept: Rig, host_python: Path) -> None:
+def test_cve_2019_5736_from_beside(rig: Rig, host_python: Path) -> None:
     """Processes of the container open what any process that comes in runs, for writing, without a pause."""
     script = """
     while :; do
@@ -186,10 +179,10 @@ def test_cve_2019_5736_from_beside(kept: Rig, host_python: Path) -> None:
     spec = sleeper()
     spec["process"]["args"] = ["/bin/sh", "-c", script]
     spec["root"]["readonly"] = True  # or the attackers overwrite their own busybox
-    with kept.output() as output:
-        container = kept.create(spec, stdio=output.stdio(), gate=False)
+    with rig.output() as output:
+        container = rig.create(spec, stdio=output.stdio(), gate=False)
         for _ in range(30):
-            assert kept.output_of(container, "true") == (0, "")
-            kept.launcher.forget(f"{kept.id}/x")
-        kept.end(container)
+            assert rig.output_of(container, "true") == (0, "")
+            rig.launcher.forget(f"{rig.id}/x")
+        rig.end(container)
         assert output.text() == ""
