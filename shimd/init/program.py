@@ -97,7 +97,8 @@ def _check_executable(path: str) -> tuple[int, str] | None:
         return e.errno or 0, f"stat {path}: {(e.strerror or '').lower()}"
     if S_ISDIR(status.st_mode):
         return EISDIR, "is a directory"
-    if not os.access(path, os.X_OK, effective_ids=True):
+    # Root may "execute" a socket or a device, says access(2); execve(2) does not let it.
+    if not S_ISREG(status.st_mode) or not os.access(path, os.X_OK, effective_ids=True):
         return EACCES, "permission denied"
     return None
 

@@ -107,9 +107,10 @@ def test_program_outlives_the_daemon(place: Path, busybox: Path, program: MakePr
             b.make(stdin=str(place / "stdin"), stdout=program())
             b.start()
         daemon.kill()
-        daemon.start()  # which ends the input
+        daemon.start()
         with daemon.client() as client:
             again = Box(client, b.id, b.bundle)
+            (place / "stdin").write_text("\n")
             again.wait()
             again.delete()
         wait.process_gone(int((place / "pid").read_text()))
