@@ -104,8 +104,8 @@ class Contender(Containerd):
         if not self.has_daemon:
             return []
         keeper = self.daemon.keeper_pid()
-        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
-        return [self.daemon.pid, keeper, *map(int, children)]
+        children = map(int, Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split())
+        return [self.daemon.pid, keeper, *(pid for pid in children if _name(pid) == "shimd:[spare]")]
 
     def run_command(self, *command: str, flags: Sequence[str] = ("--rm",)) -> list[str]:
         runtime = "io.containerd.shimd.v2" if self.has_daemon else "io.containerd.runc.v2"
@@ -148,13 +148,16 @@ class Contender(Containerd):
         self._worker.ask(do="run", commands=commands, concurrency=4)
 
     def shims_kib(self) -> int:
-        """Private memory of all that stays beside the containers, but containerd."""
-        pids = self._daemon_pids() or [pid for pid in self.usage.pids() if _is_shim(pid)]
-        return sum(memory_kib(pid)["private"] for pid in pids)
+        """Private memory of all that stays beside the containers, but containerd. The dirty part alone: whether others
+        on the machine map the same files changes all the time.
+        """
+        pids = self._daemon_pids() or [pid for pid in self.usage.pids() if _name(pid).startswith("containerd-shim")]
+        return sum(memory_kib(pid)["dirty"] for pid in pids)
 
 
-def _is_shim(pid: int) -> bool:
-    return Path(f"/proc/{pid}/comm").read_text().startswith("containerd-shim")
+def _name(pid: int) -> str:
+    """As the kernel keeps it: 15 characters at most."""
+    return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
 
 
 class Bench:
@@ -215,6 +218,8 @@ class Bench:
         """What they grow by; ``all`` is the sum, with what a daemon has to begin with."""
         figures = {}
         for contender in self.contenders:
+            contender.batch(2 * self.sizes.warm_up, 4)  # what a daemon loads with the first is no price of the next
+            time.sleep(SETTLE)
             before = contender.shims_kib()
             contender.start_idle(self.sizes.idle)
             after = contender.shims_kib()

@@ -65,10 +65,13 @@ def cpu_seconds(pid: int) -> float:
 
 
 def memory_kib(pid: int) -> dict[str, int]:
-    """Proportional set size and private memory (clean and dirty) of a process, in KiB."""
+    """Proportional set size, private memory (clean and dirty) and the dirty part of it, which is no copy of a file that
+    the next process to map it would share; of a process, in KiB.
+    """
     fields: dict[str, int] = {}
     with open(f"/proc/{pid}/smaps_rollup") as file:
         for line in file.readlines()[1:]:
             name, value = line.split(":")
             fields[name] = int(value.split()[0])
-    return {"pss": fields["Pss"], "private": fields["Private_Clean"] + fields["Private_Dirty"]}
+    dirty = fields["Private_Dirty"]
+    return {"pss": fields["Pss"], "private": fields["Private_Clean"] + dirty, "dirty": dirty}
