@@ -92,13 +92,17 @@ class Slots:
             self.own(file.slot, open_namespace(file))
 
     def add_trees(self, trees: Iterable[TreeSource], id_maps: IdMaps) -> None:
+        """Slaves, as the kernel makes all mounts that a user namespace gets a copy of: those of the host come in, none
+        go out. And pivot_root(2) refuses a shared root.
+        """
         for tree in trees:
             flags = mount.OPEN_TREE_CLONE | (mount.AT_RECURSIVE if tree.recursive else 0)
             try:
                 fd = mount.open_tree(mount.AT_FDCWD, tree.path, flags)
+                self.own(tree.slot, fd)
+                mount.mount_setattr(fd, "", mount.AT_EMPTY_PATH | mount.AT_RECURSIVE, propagation=mount.MS_SLAVE)
             except OSError as error:
                 raise RuntimeFailure(f"open mount source {tree.path}: {error.strerror}") from error
-            self.own(tree.slot, fd)
             if tree.id_map:
                 id_maps.apply(fd, tree)
 

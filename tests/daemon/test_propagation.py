@@ -83,3 +83,28 @@ def test_nothing_of_the_container_reaches_the_host_by_default(box: MakeBox, host
     b.kill()
     b.wait()
     b.delete()
+
+
+def test_user_namespace_on_shared_mounts(box: MakeBox, host: Path) -> None:
+    """Rootfs and sources are opened outside of it: they get what is mounted on the host, and nothing goes back."""
+    spec: dict[str, Any] = runc_default("sleep", "1000")
+    spec["root"]["readonly"] = False
+    spec["linux"]["namespaces"].append({"type": "user"})
+    spec["linux"]["uidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    spec["linux"]["gidMappings"] = spec["linux"]["uidMappings"]
+    spec["mounts"].append({"destination": "/mnt", "type": "bind", "source": str(host), "options": ["rbind"]})
+    b = box(spec=spec)
+    rootfs = host / "rootfs"
+    subprocess.run(["cp", "-a", f"{b.bundle.parent}/rootfs", rootfs], check=True)
+    config = (b.bundle / "config.json").read_text().replace(f"{b.bundle.parent}/rootfs", str(rootfs))
+    (b.bundle / "config.json").write_text(config)
+    (host / "there").mkdir()
+    b.make()
+    b.start()
+    subprocess.run(["mount", "-t", "tmpfs", "late", host / "here"], check=True)
+    assert _exec(b, "grep -q ' /mnt/here ' /proc/self/mountinfo") == 0
+    assert _exec(b, "mount -t tmpfs late /mnt/there", "CAP_SYS_ADMIN") == 0
+    assert not os.path.ismount(host / "there")
+    b.kill()
+    b.wait()
+    b.delete()
