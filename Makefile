@@ -15,15 +15,15 @@ RUN_PACKAGES := python3-venv=/usr/share/doc/python3-venv libseccomp2 busybox-sta
 TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc crun=crun shellcheck=shellcheck util-linux=unshare uidmap=newuidmap \
 	golang-github-containers-common=/usr/share/containers/seccomp.json procps=ps
 BENCH_PACKAGES := $(RUN_PACKAGES) runc=runc crun=crun
-# Programs of others that the tests with containerd drive.
-PEER_PACKAGES := containerd=containerd containernetworking-plugins=/usr/lib/cni/bridge
+# Programs of others that the tests with containerd and Docker drive.
+PEER_PACKAGES := containerd=containerd containernetworking-plugins=/usr/lib/cni/bridge docker.io=dockerd
 LAB_PACKAGES := user-mode-linux=linux.uml systemd=/lib/systemd/systemd dbus=dbus-daemon apparmor=apparmor_parser \
 	checkpolicy=checkpolicy iproute2=ip
 
 PYTEST := $(PYTHON) -m pytest
 ROOT_TESTS := tests/kernel tests/container tests/daemon
 # Those under the programs of others, which take longer than they work: they have to wait for each other.
-PEER_TESTS := tests/containerd
+PEER_TESTS := tests/containerd tests/interop
 PEERS := $${SHIMD_TEST_CACHE:-/var/cache/shimd-test}/peers
 # Tests that lack it are skipped, with the reason.
 UNFETCHED = echo 'NOT TESTED: what tests/lab/peers could not fetch' >&2
@@ -52,7 +52,7 @@ demo: venv ## Show it: a daemon, a container, an exec, the plan and the timing; 
 test: venv ## All tests that run on this machine, with all linters (those that need root are skipped without it)
 	@.ci/tools/need-packages $(TEST_PACKAGES) $(PEER_PACKAGES) $(LAB_PACKAGES)
 	@[[ $$(id -u) != 0 ]] || $(PYTHON) -m tests.support.rootfs
-	@[[ $$(id -u) != 0 ]] || tests/lab/peers "$(PEERS)" containerd-1.7 containerd-2 || $(UNFETCHED)
+	@[[ $$(id -u) != 0 ]] || tests/lab/peers "$(PEERS)" containerd-1.7 containerd-2 docker-26 || $(UNFETCHED)
 	@.ci/tools/side-by-side '$(PYTEST) --slow; $(PYTEST) --slow $(PEER_TESTS)' 'PYTEST="$(PYTEST)" tests/lab/run' \
 		'$(PYTEST) --slow $(ROOT_TESTS)'
 
@@ -80,6 +80,13 @@ test-containerd: venv ## Tests with stock containerds of three versions, the new
 	@[[ $$(id -u) == 0 ]] || { echo 'make test-containerd: needs root, for containerd' >&2; exit 1; }
 	@tests/lab/peers "$(PEERS)" containerd-1.7 containerd-2 || $(UNFETCHED)
 	@$(PYTEST) --slow tests/containerd
+
+.PHONY: test-interop
+test-interop: venv ## Tests with stock Docker engines of two versions, the newer one fetched once: needs root
+	@.ci/tools/need-packages $(TEST_PACKAGES) $(PEER_PACKAGES)
+	@[[ $$(id -u) == 0 ]] || { echo 'make test-interop: needs root, for dockerd' >&2; exit 1; }
+	@tests/lab/peers "$(PEERS)" containerd-1.7 docker-26 || $(UNFETCHED)
+	@INTEROP=whole $(PYTEST) --slow tests/interop
 
 .PHONY: lint
 lint: venv ## Linters, formatter and type checker: what tests/repo runs of them

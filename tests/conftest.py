@@ -20,7 +20,7 @@ from tests.support.requires import lack
 pytest_plugins = ["tests.support.fixtures"]
 
 TESTS = Path(__file__).parent
-NEED_ROOT = ("kernel", "container", "daemon", "containerd", "chaos", "lab")
+NEED_ROOT = ("kernel", "container", "daemon", "containerd", "interop", "chaos", "lab")
 MACHINE = os.environ.get("LAB_VM", "").split()
 """What the virtual machine of tests/lab/vm that this is has; nothing: it is no such machine."""
 

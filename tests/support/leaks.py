@@ -44,7 +44,7 @@ class Snapshot(NamedTuple):
 def take(scope: Scope) -> Snapshot:
     return Snapshot(
         descriptors=frozenset(_descriptors()),
-        processes=frozenset(_marked_processes() if scope.machine else _children()),
+        processes=frozenset(marked_processes() if scope.machine else _children()),
         threads=frozenset(f"{t.name} ({t.ident})" for t in threading.enumerate()),
         mounts=frozenset(_mounts() if scope.machine else ()),
         cgroups=frozenset(_cgroups() if scope.machine else ()),
@@ -68,7 +68,7 @@ def leaked(before: Snapshot, scope: Scope) -> list[str]:
 
 def sweep() -> None:
     """End what this run has left and remove its cgroups: once, when all was reported."""
-    pids = [int(line.split()[0]) for line in _marked_processes()]
+    pids = [int(line.split()[0]) for line in marked_processes()]
     cgroups = {path for path in _cgroups() if session.TAG in path or _has_any(path, pids)}
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -118,7 +118,7 @@ def _children() -> Iterator[str]:
         yield from filter(None, map(_process_line, pids))
 
 
-def _marked_processes() -> Iterator[str]:
+def marked_processes() -> Iterator[str]:
     mark = f"{session.SLACK_NS}\n"
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -188,7 +188,7 @@ def _is_ours(path: str, scope: Scope) -> bool:
         return False  # gone, so nothing is left
     if not pids:
         return scope.alone
-    marked = {line.split()[0] for line in _marked_processes()}
+    marked = {line.split()[0] for line in marked_processes()}
     return not marked.isdisjoint(pids)
 
 
