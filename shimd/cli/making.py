@@ -9,6 +9,7 @@ from contextlib import closing
 
 from shimd.cli.command import Call, flag, number, text
 from shimd.cli.handover import Handover
+from shimd.cli.phases import CREATE, log_phases
 from shimd.errors import ShimdError
 from shimd.runtime.bundle import read_config
 from shimd.runtime.model import Container, CreateOptions, Stdio
@@ -97,8 +98,7 @@ class Making:
         container = self._runtime.create(self._id, self._bundle, config=self._config.data, stdio=stdio, options=options)
         for warning in container.warnings:
             call.messages.warn(warning)
-        for phase, milliseconds in container.timings.items():
-            call.messages.debug(f"{phase}: {milliseconds:.1f} ms")
+        log_phases(call.messages, container.timings, CREATE)
         return container
 
     def _start_and_wait(self, container: Container) -> None:

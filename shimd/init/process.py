@@ -206,4 +206,4 @@ def capabilities(ctx: Context, op: ops.Capabilities) -> None:
             try:
                 caps.ambient_raise(number)
             except OSError as e:
-                ctx.warn(f"raise ambient capability {number}: {e.strerror}")
+                ctx.warn(f"can't raise ambient capability {caps.NAMES[number]}: {(e.strerror or '').lower()}")

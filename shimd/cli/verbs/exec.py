@@ -98,7 +98,18 @@ def _start(call: Call, container: Container, process: Process, handover: Handove
     made = call.runtime().exec(container, f"shimrun-{os.getpid()}", process, stdio=stdio, options=options)
     for warning in made.warnings:
         call.messages.warn(warning)
+    if call.messages.debugging:
+        _log(call, container, process, made)
     return made
+
+
+def _log(call: Call, container: Container, process: Process, made: ExecProcess) -> None:
+    from shimd.cli.phases import EXEC, log_affinity, log_phases
+    from shimd.plan.process import cpus
+
+    affinity = process.exec_cpu_affinity or container.spec.process.exec_cpu_affinity
+    log_affinity(call.messages, cpus(affinity.initial) if affinity else ())
+    log_phases(call.messages, made.timings, EXEC)
 
 
 def _hand_out_pid(call: Call, container: Container, made: ExecProcess, handover: Handover) -> None:

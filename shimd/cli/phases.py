@@ -1,0 +1,29 @@
+"""The debug log of a launch: its phases and the time that each took.
+
+Where runc's debug log has the same moment, it is in runc's words, which scripts look for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shimd.cli.messages import Messages
+
+_STAGES = {"launch": "nsexec container setup", "until ready": "child process in init()"}
+_MADE = "init: closing the pipe to signal completion"
+
+CREATE = {**_STAGES, "created": _MADE, "executed": _MADE}
+EXEC = {**_STAGES, "executed": "setns_init: about to exec"}
+
+
+def log_phases(messages: Messages, timings: Mapping[str, float], words: Mapping[str, str]) -> None:
+    if messages.debugging:
+        for phase, milliseconds in timings.items():
+            known = f"{words[phase]}: " if phase in words else ""
+            messages.debug(f"{known}{phase}: {milliseconds:.1f} ms")
+
+
+def log_affinity(messages: Messages, cpus: tuple[int, ...]) -> None:
+    """Of the process from its birth on."""
+    if cpus:
+        messages.debug(f"nsexec: affinity: {sum(1 << cpu for cpu in cpus):#x}")
