@@ -8,6 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shimd.cli.messages import Messages
+from shimd.host.facts import HostFacts
+from shimd.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shimd.oci.model import Seccomp
 
 _STAGES = {"launch": "nsexec container setup", "until ready": "child process in init()"}
 _MADE = "init: closing the pipe to signal completion"
@@ -21,6 +26,13 @@ def log_phases(messages: Messages, timings: Mapping[str, float], words: Mapping[
         for phase, milliseconds in timings.items():
             known = f"{words[phase]}: " if phase in words else ""
             messages.debug(f"{known}{phase}: {milliseconds:.1f} ms")
+
+
+def log_filter(messages: Messages, profile: Seccomp | None, host: HostFacts) -> None:
+    if profile is not None and messages.debugging:
+        from shimd.plan.seccomp import filter_flags
+
+        messages.debug(f"seccomp filter flags: {filter_flags(profile, host)}")
 
 
 def log_affinity(messages: Messages, cpus: tuple[int, ...]) -> None:

@@ -73,7 +73,8 @@ def _problem(hook: ops.HookSpec, status: int, output: bytes, *, in_time: bool) -
     if not in_time:
         problem = f"hook ran past specified timeout of {hook.timeout:.1f}s"
     elif os.WIFSIGNALED(status):
-        problem = f"signal {os.WTERMSIG(status)}"
+        number = os.WTERMSIG(status)
+        problem = f"signal: {(signal.strsignal(number) or str(number)).lower()}"
     elif status:
         problem = f"exit status {os.WEXITSTATUS(status)}"
     else:

@@ -150,7 +150,7 @@ def scheduler(ctx: Context, op: ops.Scheduler) -> None:
     except OSError as e:
         if e.errno != EPERM:
             raise
-        hint = "not permitted here; a cpuset that is smaller than a CPU set of the scheduler forbids it too"
+        hint = "not permitted here; a process scheduler can't be used together with AllowedCPUs, a part of the CPUs"
         raise StepFailed(op.describe(), EPERM, hint) from e
 
 

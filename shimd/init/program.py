@@ -6,18 +6,22 @@ from __future__ import annotations
 
 import os
 from _socket import socket
-from errno import EACCES, EISDIR, ENOENT, EPERM
-from fcntl import F_DUPFD_CLOEXEC, fcntl
+from contextlib import suppress
+from errno import EACCES, EISDIR, ENOENT, ENOSYS, EPERM
+from fcntl import F_DUPFD_CLOEXEC, F_SETFD, FD_CLOEXEC, fcntl
 from stat import S_ISDIR, S_ISREG
 
 from shimd.init.context import Context, StepFailed
 from shimd.init.handshake import CREATED, STARTED
 from shimd.linux import process
 from shimd.linux.path import open_in_root
+from shimd.linux.signals import signal
 from shimd.plan import ops
 
 _PASSWD_LIMIT = 1 << 20
 _CHUNK = 64 * 1024
+_OWN_DESCRIPTORS = 1024
+_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _OUTSIDE = (
     "current working directory is outside of container mount namespace root -- possible container breakout detected"
 )
@@ -105,6 +109,9 @@ def _check_executable(path: str) -> tuple[int, str] | None:
 
 def wait_for_start(ctx: Context, op: ops.WaitStart) -> None:
     """From here on the container does not depend on the runtime: only ``start`` may come, or a signal."""
+    if os.getpid() == 1:  # which the kernel spares the signals that it has no handler for
+        for number in _ENDING:
+            signal.signal(number, _end)
     listener = socket(fileno=ctx.take("start"))
     control, ctx.channel = ctx.channel, -1
     os.write(control, CREATED)
@@ -118,6 +125,10 @@ def wait_for_start(ctx: Context, op: ops.WaitStart) -> None:
         ctx.channel = -1  # whoever started is gone already; the container is started all the same
 
 
+def _end(number: int, frame: object) -> None:
+    os._exit(128 + number)
+
+
 def close_descriptors(ctx: Context, op: ops.CloseFds) -> None:
     """Everything else is close-on-exec; the channel has to live until execve has succeeded."""
     first = 3 + op.keep
@@ -126,7 +137,19 @@ def close_descriptors(ctx: Context, op: ops.CloseFds) -> None:
         ctx.channel = fcntl(ctx.channel, F_DUPFD_CLOEXEC, first)
     for index, fd in enumerate(kept):
         os.dup2(fd, 3 + index)
-    process.close_range(first, process.MAX_FD, process.CLOSE_RANGE_CLOEXEC)
+    try:
+        process.close_range(first, process.MAX_FD, process.CLOSE_RANGE_CLOEXEC)
+    except OSError as e:
+        if e.errno not in (ENOSYS, EPERM):
+            raise
+        _close_each_on_exec(first)
+
+
+def _close_each_on_exec(first: int) -> None:
+    """Where a filter that is loaded already refuses close_range(2). Init's own descriptors have low numbers."""
+    for fd in range(first, _OWN_DESCRIPTORS):
+        with suppress(OSError):
+            fcntl(fd, F_SETFD, FD_CLOEXEC)
 
 
 def reset_signals(ctx: Context, op: ops.ResetSignals) -> None:

@@ -45,8 +45,11 @@ def compile_create(spec: model.Spec, host: HostFacts, options: CompileOptions) -
     process.add_program(builder, plan)
     if options.gate:
         builder.add(ops.WaitStart())
-    rootfs.add_hooks(builder, spec, options, "startContainer", spec.hooks.start_container, "created")
-    process.add_execute(builder, plan)
+    hooks = spec.hooks.start_container
+    if hooks:
+        process.add_last_filter(builder, plan)  # they are the container's programs, too
+    rootfs.add_hooks(builder, spec, options, "startContainer", hooks, "created")
+    process.add_execute(builder, plan, filtered=bool(hooks))
 
     builder.raise_problems("config.json")
     return ops.Plan(

@@ -134,12 +134,18 @@ def add_program(builder: Builder, plan: ProcessPlan) -> None:
         builder.add(ops.Umask(plan.umask), f"{at}/user/umask")
 
 
-def add_execute(builder: Builder, plan: ProcessPlan) -> None:
+def add_execute(builder: Builder, plan: ProcessPlan, *, filtered: bool = False) -> None:
     builder.add(ops.CloseFds(plan.options.preserve_fds))
     builder.add(ops.ResetSignals(plan.options.death_signal))
+    if not filtered:
+        add_last_filter(builder, plan)
+    builder.add(ops.Execute(), f"{plan.at}/args")
+
+
+def add_last_filter(builder: Builder, plan: ProcessPlan) -> None:
+    """As late as possible: a profile need not allow what init does. Without no_new_privs it is there already."""
     if plan.process.no_new_privileges:
         add_filter(builder, plan)
-    builder.add(ops.Execute(), f"{plan.at}/args")
 
 
 def add_filter(builder: Builder, plan: ProcessPlan) -> None:

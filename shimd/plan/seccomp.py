@@ -125,7 +125,7 @@ def compile_filter(profile: model.Seccomp, host: HostFacts, *, cache: str = "") 
     Raises Unimplemented without libseccomp, InvalidSpec for what libseccomp refuses.
     """
     program = _compiled(profile._replace(**_BESIDE_THE_PROGRAM), cache)
-    return Filter(_flags(profile, host), program.code, _warnings(program))
+    return Filter(filter_flags(profile, host), program.code, _warnings(program))
 
 
 def _warnings(program: Program) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ def _warnings(program: Program) -> tuple[str, ...]:
     return (f"/linux/seccomp/syscalls: unknown system calls are ignored: {', '.join(program.unknown)}",)
 
 
-def _flags(profile: model.Seccomp, host: HostFacts) -> int:
+def filter_flags(profile: model.Seccomp, host: HostFacts) -> int:
     names = profile.flags
     if names is None:
         # Without it the kernel would turn speculation off for the container, which costs a lot and helps nobody.

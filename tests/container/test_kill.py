@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
+
 from tests.container.boxes import Box
 from tests.support import wait
 
@@ -37,3 +39,13 @@ def test_sigkill_is_for_those_who_outlived_init(box: Box) -> None:
     box.runtime("kill", box.id, "KILL")
     for pid in pids:
         wait.process_gone(pid)
+
+
+@pytest.mark.parametrize("name", ["TERM", "SIGINT", "hup"])
+def test_a_container_that_was_not_started_can_be_told_to_end(box: Box, name: str) -> None:
+    """Its first process, too, which the kernel keeps signals without a handler from."""
+    box.create()
+    pid = box.state()["pid"]
+    box.runtime("kill", box.id, name)
+    wait.process_gone(pid)
+    assert box.status() == "stopped"

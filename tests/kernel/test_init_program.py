@@ -263,7 +263,7 @@ def test_failing_hook_is_told_with_its_output(busybox: Path) -> None:
     ("spec", "text"),
     [
         (ops.HookSpec("/nonexistent", (), (), 0), "exec /nonexistent: No such file or directory"),
-        (hook("kill -9 $$"), "signal 9"),
+        (hook("kill -9 $$"), "signal: killed"),
         (hook("sleep 60", (PATH,), 1), "hook ran past specified timeout of 1.0s"),
         (hook("yes | head -c 200000; exit 1", (PATH,)), "exit status 1"),
     ],

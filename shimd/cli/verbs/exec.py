@@ -104,11 +104,12 @@ def _start(call: Call, container: Container, process: Process, handover: Handove
 
 
 def _log(call: Call, container: Container, process: Process, made: ExecProcess) -> None:
-    from shimd.cli.phases import EXEC, log_affinity, log_phases
+    from shimd.cli.phases import EXEC, log_affinity, log_filter, log_phases
     from shimd.plan.process import cpus
 
     affinity = process.exec_cpu_affinity or container.spec.process.exec_cpu_affinity
     log_affinity(call.messages, cpus(affinity.initial) if affinity else ())
+    log_filter(call.messages, container.spec.linux.seccomp, call.runtime().env.host)
     log_phases(call.messages, made.timings, EXEC)
 
 
