@@ -18,20 +18,20 @@ UNLIMITED = -1
 _MIN_SHARES, _MAX_SHARES = 2, 1 << 18
 
 
-def writes(resources: Resources, *, memory_limit: int | None = None, bfq: bool = False) -> dict[str, list[Write]]:
+def writes(resources: Resources, *, memory_limit: int | None = None) -> dict[str, list[Write]]:
     """What to write per controller; controllers without work are absent.
 
-    ``memory_limit`` is the limit that the cgroup has now, None for a fresh one; ``bfq``: it has blkio.bfq.weight and no
-    blkio.weight. Raises InvalidSpec for values that v1 cannot hold.
+    ``memory_limit`` is the limit that the cgroup has now, None for a fresh one. Raises InvalidSpec for values that v1
+    cannot hold.
     """
     if resources.unified:
-        raise _invalid("/linux/resources/unified", "needs cgroup v2")
+        raise _invalid("/linux/resources/unified", "invalid configuration: needs cgroup v2")
     found = {
         "memory": memory(resources.memory, memory_limit),
         "cpu": cpu(resources.cpu),
         "cpuset": cpuset(resources.cpu),
         "pids": pids(resources.pids),
-        "blkio": block_io(resources.block_io, bfq=bfq),
+        "blkio": block_io(resources.block_io),
         "hugetlb": hugetlb(resources.hugepage_limits),
         "net_cls": network_class(resources.network),
         "net_prio": network_priorities(resources.network),
@@ -129,16 +129,16 @@ def pids(wanted: Pids) -> list[Write]:
     return [Write("pids.max", "max" if wanted.limit < 0 else str(wanted.limit or 1))]
 
 
-def block_io(wanted: BlockIo, *, bfq: bool) -> list[Write]:
-    weight, weight_device = ("blkio.bfq.weight",) * 2 if bfq else ("blkio.weight", "blkio.weight_device")
+def block_io(wanted: BlockIo) -> list[Write]:
+    """Weights are those of the BFQ scheduler: the other one that had any left the kernel with 5.0."""
     writes = []
     if wanted.weight:
-        writes.append(Write(weight, str(wanted.weight)))
+        writes.append(Write("blkio.bfq.weight", str(wanted.weight)))
     if wanted.leaf_weight:
         writes.append(Write("blkio.leaf_weight", str(wanted.leaf_weight)))
     for device in wanted.weight_device:
         if device.weight:
-            writes.append(Write(weight_device, f"{device.major}:{device.minor} {device.weight}"))
+            writes.append(Write("blkio.bfq.weight_device", f"{device.major}:{device.minor} {device.weight}"))
         if device.leaf_weight:
             writes.append(Write("blkio.leaf_weight_device", f"{device.major}:{device.minor} {device.leaf_weight}"))
     for file, devices in (

@@ -87,8 +87,7 @@ class V1Manager:
         self._groups = tuple(kept)
 
     def _plan(self, resources: Resources) -> Plan:
-        blkio = self._find("blkio") if resources.block_io.weight or resources.block_io.weight_device else None
-        plan = resources_v1.writes(resources, bfq=blkio is not None and _uses_bfq(blkio.mount))
+        plan = resources_v1.writes(resources)
         for controller in plan:
             if self._find(controller) is None:
                 raise RuntimeFailure(f"cannot set {controller} limit: container could not join or create cgroup")
@@ -244,12 +243,7 @@ class V1Manager:
 
     def set(self, resources: Resources) -> None:
         """Limits of a cgroup in use; device rules are not touched."""
-        blkio = self._find("blkio")
-        plan = resources_v1.writes(
-            resources,
-            memory_limit=self._memory_number("memory.limit_in_bytes"),
-            bfq=blkio is not None and _uses_bfq(blkio.mount),
-        )
+        plan = resources_v1.writes(resources, memory_limit=self._memory_number("memory.limit_in_bytes"))
         for controller, writes in plan.items():
             with self._open(controller, f"set {controller} limit") as directory:
                 _apply(directory, writes)
@@ -343,10 +337,6 @@ class V1Manager:
 
 def _nothing() -> None:
     pass
-
-
-def _uses_bfq(mount: str) -> bool:
-    return not os.path.exists(f"{mount}/blkio.weight") and os.path.exists(f"{mount}/blkio.bfq.weight")
 
 
 def device_writes(group: Group, target: devices.Access, *, fresh: bool) -> list[Write]:

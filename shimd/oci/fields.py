@@ -229,8 +229,13 @@ def read_each(items: Any, item: Reader, document: Document) -> list[Any]:
     return result
 
 
+def _given(value: Mapping[str, Any], folded: str) -> bool:
+    return any(name.lower() == folded and member is not None for name, member in value.items())
+
+
 class ObjectOf:
-    """An object, as a record; names that are not in the table are ignored, null is the same as absent.
+    """An object, as a record; names that are not in the table are ignored, null is the same as absent. As in Go's
+    decoder, the case of names does not matter.
 
     ``fields`` maps the JSON names, in the order of the record's fields, to readers.
     """
@@ -243,6 +248,7 @@ class ObjectOf:
         self._make = record._make
         self._defaults = list(self.blank)
         self._slots = {name: (slot, reader) for slot, (name, reader) in enumerate(fields.items())}
+        self._folded = {name.lower(): found for name, found in self._slots.items()}
 
     def __call__(self, value: Any, document: Document) -> Any:
         if type(value) is not dict:
@@ -251,8 +257,9 @@ class ObjectOf:
         result = self._defaults.copy()
         path = document.path
         for name, member in value.items():
-            if name in slots and member is not None:
-                slot, reader = slots[name]
+            found = slots.get(name) or self._folded.get(name.lower())
+            if found is not None and member is not None:
+                slot, reader = found
                 path.append(name)
                 try:
                     result[slot] = reader(member, document)
@@ -260,6 +267,6 @@ class ObjectOf:
                     document.problem(str(refused))
                 path.pop()
         for name in self.required:
-            if value.get(name) is None:
+            if value.get(name) is None and not _given(value, name.lower()):
                 document.problem("is required", name)
         return self._make(result)

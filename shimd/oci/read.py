@@ -2,7 +2,7 @@
 
 Reading and the rules that need nothing but the document (``shimd.oci.rules``) are one step, so that a person sees all
 that is wrong at once. What depends on the host follows in ``shimd.oci.validate``. As in Go's decoder the last of two
-equal names wins, null is the same as absent, and 1.0 is not an integer; unlike it, names match exactly.
+equal names wins, the case of names does not matter, null is the same as absent, and 1.0 is not an integer.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ def huge_pages(resources: Resources, host: Host) -> Problems:
 def cgroup_version(resources: Resources, host: Host) -> Problems:
     if host.cgroup_mode != "v2":
         if resources.unified:
-            yield Problem("/unified", "needs cgroup v2")
+            yield Problem("/unified", "invalid configuration: needs cgroup v2")
         return
     for field, value in (
         ("realtimeRuntime", resources.cpu.realtime_runtime),

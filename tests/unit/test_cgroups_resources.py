@@ -225,19 +225,15 @@ BLOCK_IO = BlockIo(
 class TestBlockIo:
     def test_v1(self) -> None:
         assert v1(block_io=BLOCK_IO) == [
-            ("blkio.weight", "500"),
+            ("blkio.bfq.weight", "500"),
             ("blkio.leaf_weight", "300"),
-            ("blkio.weight_device", "8:0 200"),
+            ("blkio.bfq.weight_device", "8:0 200"),
             ("blkio.leaf_weight_device", "8:0 100"),
             ("blkio.throttle.read_bps_device", "8:0 1024"),
             ("blkio.throttle.write_bps_device", "8:0 2048"),
             ("blkio.throttle.read_iops_device", "8:16 10"),
             ("blkio.throttle.write_iops_device", "8:16 0"),
         ]
-
-    def test_v1_with_bfq(self) -> None:
-        plan = resources_v1.writes(Resources(block_io=BlockIo(weight=500)), bfq=True)
-        assert plan == {"blkio": [Write("blkio.bfq.weight", "500")]}
 
     def test_v2(self) -> None:
         assert v2(block_io=BLOCK_IO) == [
@@ -299,7 +295,7 @@ class TestUnified:
         ]
 
     def test_refused_on_v1(self) -> None:
-        with pytest.raises(InvalidSpec, match="/linux/resources/unified: needs cgroup v2"):
+        with pytest.raises(InvalidSpec, match="/linux/resources/unified: invalid configuration: needs cgroup v2"):
             v1(unified={"memory.max": "1"})
 
 

@@ -142,8 +142,12 @@ def test_unknown_fields_are_ignored_whatever_they_hold() -> None:
     assert read_spec(encode(document)) == plain
 
 
-def test_names_match_exactly() -> None:
-    assert read_spec(encode(changed("Hostname", 5))).hostname is None
+def test_the_case_of_names_does_not_matter() -> None:
+    document = b'{"Memory": {"LIMIT": 1}, "hugepagelimits": [{"pagesize": "2MB", "limit": 3}], "CPU": {"Cpus": "0"}}'
+    resources = read_resources(document)
+    assert resources.memory.limit == 1
+    assert resources.hugepage_limits == (model.HugepageLimit("2MB", 3),)
+    assert resources.cpu.cpus == "0"
 
 
 def test_the_last_of_two_equal_names_wins() -> None:

@@ -156,9 +156,11 @@ def test_warnings() -> None:
 @pytest.mark.parametrize("mode", ["v1", "hybrid"])
 def test_unified_needs_cgroup_v2(mode: str) -> None:
     unified = {"unified": {"memory.high": "5"}}
-    assert refused_resources(unified, Facts(cgroup_mode=mode)) == ["/unified: needs cgroup v2"]
+    assert refused_resources(unified, Facts(cgroup_mode=mode)) == ["/unified: invalid configuration: needs cgroup v2"]
     assert validate_resources(resources(unified), Facts()) == ()
-    assert refused(spec(resources=unified), Facts(cgroup_mode=mode)) == ["/linux/resources/unified: needs cgroup v2"]
+    assert refused(spec(resources=unified), Facts(cgroup_mode=mode)) == [
+        "/linux/resources/unified: invalid configuration: needs cgroup v2"
+    ]
 
 
 def test_realtime_needs_cgroup_v1() -> None:
