@@ -72,7 +72,7 @@ class Runtime:
             )
             out.seek(0)
             err.seek(0)
-            return Answer(done.returncode, out.read().decode(), err.read().decode())
+            return Answer(done.returncode, out.read().decode(errors="replace"), err.read().decode(errors="replace"))
 
     def __call__(self, *args: str, stdin: bytes = b"", cwd: Path | None = None) -> str:
         """A call that has to succeed, quietly; its output."""

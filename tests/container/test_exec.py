@@ -47,8 +47,6 @@ def test_the_exit_code_of_a_signal(running: Box) -> None:
 
 def test_options_of_the_command_are_its_own(running: Box) -> None:
     assert output(running, "--", "echo", "-e", "a", "--tty") == "a --tty\n"
-    answer = running.runtime.run("exec", running.id, "--", "echo", "-d")
-    assert answer.output == "-d\n"
 
 
 def test_it_starts_from_the_process_of_the_container(running: Box) -> None:
@@ -56,7 +54,7 @@ def test_it_starts_from_the_process_of_the_container(running: Box) -> None:
 
 
 def test_environment(running: Box) -> None:
-    options = ("--env", "A=1,2", "-e", "B=x=y", "--env=C=", "-e", "A=last")
+    options = ("--env", "A=1,2", "--env=B=x=y", "--env", "C=", "-env", "A=last")
     assert output(running, *options, "--", "sh", "-c", 'echo "$A" "$B" "$C."') == "last x=y .\n"
 
 
@@ -77,7 +75,7 @@ def test_users_are_numbers(running: Box, user: str) -> None:
     """A name would be looked up in a file of the image (CVE-2016-3697)."""
     answer = running.exec("--user", user, "--", "id")
     assert answer.code == 255
-    assert "bad " in answer.errors
+    assert "uid" in answer.errors or "gid" in answer.errors
 
 
 @OURS_ONLY  # others take some of these for another user
@@ -89,13 +87,13 @@ def test_users_out_of_range(running: Box, user: str) -> None:
 
 
 def test_additional_groups(running: Box) -> None:
-    assert output(running, "-g", "7", "--additional-gids=2000", "-u", "5:6", "--", "id", "-G") == "6 7 2000\n"
+    assert output(running, "-g", "7", "-g=2000", "-u", "5:6", "--", "id", "-G") == "6 7 2000\n"
 
 
 def test_additional_capabilities(box: Box) -> None:
     box.spec["process"]["capabilities"] = NO_CAPABILITIES
     box.start()
-    text = output(box, "--cap", "CAP_CHOWN", "-c", "CAP_KILL", "--", "grep", "^Cap", "/proc/self/status")
+    text = output(box, "--cap", "CAP_CHOWN", "-cap=CAP_KILL", "--", "grep", "^Cap", "/proc/self/status")
     assert {line.split()[0]: int(line.split()[1], 16) for line in text.splitlines()} == {
         "CapInh:": 0,  # CVE-2022-29162
         "CapPrm:": 0x21,
@@ -229,9 +227,10 @@ def test_sub_cgroups_by_controller(running: Box) -> None:
 def test_sub_cgroups_are_below_the_containers(running: Box, value: str) -> None:
     answer = running.exec("--cgroup", value, "--", "true")
     assert answer.code == 255
-    assert "bad sub cgroup path" in answer.errors
+    assert "sub cgroup path" in answer.errors
 
 
+@OURS_ONLY  # runc 1.1 looks for such cgroups
 @pytest.mark.parametrize("values", [("a", "b"), ("cpu:a", "b"), ("cpu:a", "cpu:b"), (":a",), ("cpu,:a",)])
 def test_sub_cgroups_that_are_ambiguous(running: Box, values: tuple[str, ...]) -> None:
     options = [word for value in values for word in ("--cgroup", value)]
