@@ -23,6 +23,7 @@ from shimd.oci.model import DeviceRule, HugepageLimit, Memory, Resources
 from tests.kernel.cgroup_member import Member, Way, eat, fork_children, member, way_into, way_of_exec
 from tests.kernel.cgroup_world import MEBIBYTE, ROOT, TOP, World, on_v2, text
 from tests.support import wait
+from tests.support.requires import requires
 from tests.support.session import TAG
 
 
@@ -460,6 +461,15 @@ def test_stats_without_controllers(world: World) -> None:
         found = cgroup.stats()
     assert found.version == 2
     assert found.cpu.total > 0
+
+
+@requires("file:/proc/pressure/cpu")
+@on_v2
+def test_pressure(world: World) -> None:
+    found = world.create().stats()
+    for pressure in (found.cpu.pressure, found.memory.pressure, found.blkio.pressure):
+        assert pressure is not None
+        assert 0 <= pressure.full.total <= pressure.some.total
 
 
 def test_managers_without_a_cgroup() -> None:
