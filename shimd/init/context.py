@@ -9,6 +9,7 @@ from errno import EPIPE
 from shimd.init.handshake import (
     GO,
     MAPPED,
+    SEND,
     Failure,
     encode_failure,
     encode_id_map,
@@ -108,11 +109,17 @@ class Context:
 
     def offer_listener(self, listener: int) -> None:
         """Let the runtime fetch the descriptor, then close it: system calls that wait for an agent must fail when the
-        agent is gone. Under the filter: any call but write(2) may wait for the agent. Raises Aborted.
+        agent is gone. Under the filter: any call but write(2) may wait for the agent, so it is sent only to a runtime
+        that may not fetch it. Raises Aborted.
         """
         try:
             os.write(self.channel, encode_listener(listener))
             answer = os.read(self.channel, 64)
+            if answer == SEND:
+                channel = socket(fileno=self.channel)
+                fdpass.send(channel, SEND, [listener])
+                channel.detach()
+                answer = os.read(self.channel, 64)
             os.close(listener)
         except OSError as e:
             raise Aborted from e

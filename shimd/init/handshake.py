@@ -18,6 +18,8 @@
        │ runs them                    ("go",) ──────────────────────▶│ createContainer hooks, pivot_root
        │◀── ("listener", number) ────────────────────────────────────│ only with a seccomp filter that notifies an agent
        │ pidfd_getfd, to the agent    ("go",) ──────────────────────▶│ (here without no_new_privs, else before execve)
+       │  without the right to:     ("send",) ──────────────────────▶│
+       │◀── ("send",) + listener ────────────────────────────────────│
        │◀── ("console",) + pty master ───────────────────────────────│ only with a terminal and no ``console`` slot
        │◀── ("warning", text) ───────────────────────────────────────│ any number, at any time
        │◀── ("sync", "ready") ───────────────────────────────────────│ everything is mounted and labelled
@@ -62,6 +64,7 @@ GO = b"go"
 ABORT = b"abort"
 CREATED = b"created"
 MAPPED = b"mapped "
+SEND = b"send"
 _LISTENER = b"listener\0"
 
 
@@ -191,16 +194,29 @@ class NotStarted(Exception):
     """Init is gone, or another ``start`` was first."""
 
 
-OnListener = Callable[[int], None]
+OnListener = Callable[[socket, int], None]
 
 
-def no_listener(number: int) -> None:
+def no_listener(channel: socket, number: int) -> None:
     raise ProtocolError("a listener that nobody takes")
+
+
+def receive_listener(channel: socket) -> int:
+    """The descriptor that a "listener" message was about, sent by init. Raises ProtocolError, OSError."""
+    timeout = channel.gettimeout()
+    channel.settimeout(None)
+    channel.send(SEND)
+    data, fds = fdpass.recv(channel, MAX_MESSAGE, 1)
+    channel.settimeout(timeout)
+    if data != SEND or not fds:
+        raise ProtocolError("init did not send its listener")
+    return fds[0]
 
 
 def start(path: str, on_listener: OnListener = no_listener, timeout: float | None = None) -> Failure | None:
     """Open the start gate at ``path`` and wait until init has executed the program; the failure of init, if it fails
-    after the gate. ``on_listener`` gets the number of the descriptor of a filter that init has loaded.
+    after the gate. ``on_listener`` gets the connection, and the number that the listener of a seccomp filter has in
+    init.
 
     Raises NotStarted, TimeoutError, ProtocolError. The caller unlinks the socket.
     """
@@ -242,7 +258,7 @@ def _read(gate: socket, on_listener: OnListener) -> bytes:
         answer += data
         message = answer[len(STARTED) :]
         if message.startswith(_LISTENER) and message.count(b"\0") == 2:
-            on_listener(decode(message).fd)
+            on_listener(gate, decode(message).fd)
             gate.send(GO)
             answer = STARTED
     return answer

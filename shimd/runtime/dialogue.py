@@ -104,7 +104,7 @@ class _Talk:
             elif message.kind in ("idmap", "ridmap"):
                 self._answer(handshake.mapped(_and_close(message, map_ids)))
             elif message.kind == "listener":
-                on_listener(message.fd)
+                on_listener(self.control, message.fd)
                 self._answer(handshake.GO)
             elif message.kind == "warning":
                 self.warnings.append(message.text)

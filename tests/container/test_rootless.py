@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.container.boxes import Box, Runtime
+from tests.container.boxes import OURS_ONLY, Box, Runtime
 from tests.support import wait
+from tests.support.agent import running
 from tests.support.requires import requires
 
 UID = 1  # daemon, whom every Debian has and who has nothing running
@@ -175,3 +176,22 @@ def test_without_a_user_namespace_it_is_refused(box: Box) -> None:
     box.write()
     assert "user namespace" in box.runtime.fails("run", "--bundle", str(box.bundle), box.id)
     assert os.listdir(box.runtime.root) == []
+
+
+@OURS_ONLY
+@pytest.mark.parametrize("nnp", [False, True])
+def test_seccomp_agent(box: Box, place: Path, *, nnp: bool) -> None:
+    """The user may not fetch the listener of a process that is not dumpable: it is sent."""
+    box.spec["process"]["noNewPrivileges"] = nnp
+    box.spec["linux"]["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": f"{place}/agent.sock",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}],
+    }
+    shell(box, "mkdir /tmp/x 2>&1; sleep 1000")
+    with running(f"{place}/agent.sock") as agent:
+        os.chown(f"{place}/agent.sock", UID, UID)
+        box.start()
+        assert agent.message()["pid"] == box.state()["pid"]
+        assert "No medium found" in box.runtime("exec", box.id, "sh", "-c", "mkdir /tmp/x 2>&1; true")
+        agent.message()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, SHUT_WR, SOCK_SEQPACKET, SOCK_STREAM, socketpair
+from _socket import AF_UNIX, SHUT_WR, SOCK_SEQPACKET, SOCK_STREAM, socket, socketpair
 
 import pytest
 
@@ -98,7 +98,8 @@ def test_a_listener_on_the_start_connection_is_fetched_before_init_goes_on() -> 
     mine, theirs = socketpair(AF_UNIX, SOCK_STREAM)
     numbers = []
 
-    def take(number: int) -> None:
+    def take(channel: socket, number: int) -> None:
+        assert channel is mine
         numbers.append(number)
         theirs.send(handshake.encode_failure(FAILURE))
         theirs.shutdown(SHUT_WR)
@@ -108,6 +109,21 @@ def test_a_listener_on_the_start_connection_is_fetched_before_init_goes_on() -> 
     assert (numbers, theirs.recv(10)) == ([12], handshake.GO)
     for sock in (mine, theirs):
         sock.close()
+
+
+def test_a_listener_is_sent_to_a_runtime_that_may_not_fetch_it() -> None:
+    mine, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+    mine.settimeout(0)
+    with open("/dev/null", "rb") as listener:
+        fdpass.send(theirs, handshake.SEND, [listener.fileno()])
+        received = handshake.receive_listener(mine)
+        assert os.path.sameopenfile(received, listener.fileno())
+        os.close(received)
+    assert (theirs.recv(10), mine.gettimeout()) == (handshake.SEND, 0)
+    theirs.close()
+    with pytest.raises(BrokenPipeError):
+        handshake.receive_listener(mine)
+    mine.close()
 
 
 def answer(data: bytes) -> Failure | None:

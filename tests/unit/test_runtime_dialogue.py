@@ -110,7 +110,9 @@ def test_a_listener_is_fetched_before_init_goes_on(init: Init) -> None:
     numbers: list[int] = []
     init.says(handshake.encode_listener(9), READY)
     init.dies()
-    converse(init.control, init.pidfd, init.points.append, gate=False, on_listener=numbers.append)
+    converse(
+        init.control, init.pidfd, init.points.append, gate=False, on_listener=lambda _, number: numbers.append(number)
+    )
     assert numbers == [9]
 
 
