@@ -148,7 +148,7 @@ def manager(
 
 
 def _is_rootless(host: HostFacts) -> bool:
-    return host.euid != 0 or host.in_userns
+    return (host.euid != 0 or host.in_userns) if host.rootless is None else host.rootless
 
 
 def from_state(host: HostFacts, document: Mapping[str, object]) -> CgroupManager:

@@ -11,7 +11,9 @@ from shimd.runtime.direct import DirectLauncher
 
 
 def make_runtime(settings: Settings, launcher: DirectLauncher) -> Runtime:
-    return Runtime(probe(), launcher, settings.root, seccomp_cache_dir=_seccomp_cache())
+    return Runtime(
+        probe()._replace(rootless=settings.rootless), launcher, settings.root, seccomp_cache_dir=_seccomp_cache()
+    )
 
 
 def _seccomp_cache() -> str:

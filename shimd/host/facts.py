@@ -56,6 +56,7 @@ class HostFacts(Record):
     namespaces: tuple[str, ...]  # as in /proc/self/ns: "cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"
     page_size: int
     cpus_online: int
+    rootless: bool | None = None  # whether refused accesses to cgroups are no errors; None: as euid and in_userns say
 
     @property
     def unified_mount(self) -> str:

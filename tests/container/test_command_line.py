@@ -204,3 +204,24 @@ def test_standard_output_that_is_full(box: Box) -> None:
     answer = box.runtime.run(command=command)
     assert answer.code == 1
     assert "No space left" in answer.errors
+
+
+READ_ONLY = r"""
+for place in $(sed -n 's/^[^ ]* \([^ ]*\) cgroup2\{0,1\} .*/\1/p' /proc/self/mounts); do
+    mount -o remount,bind,ro "$place"
+done
+exec "$@"
+"""
+
+
+def test_rootless_lets_a_container_run_where_cgroups_are_refused(box: Box) -> None:
+    del box.spec["linux"]["cgroupsPath"]
+    del box.spec["linux"]["resources"]
+    box.shell("echo without")
+    box.write()
+    command = ["unshare", "--mount", "sh", "-c", READ_ONLY, "sh", *box.runtime.command]
+    arguments = ("run", "--bundle", str(box.bundle), box.id)
+    assert box.runtime.run(*arguments, command=[*command, "--rootless=false"]).code == 1
+    assert os.listdir(box.runtime.root) == []
+    answer = box.runtime.run(*arguments, command=[*command, "--rootless=true"])
+    assert (answer.code, answer.output) == (0, "without\n"), answer
