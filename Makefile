@@ -12,13 +12,13 @@ READY := $(VENV)/.ready
 
 # Debian packages by purpose; NAME=PROOF as .ci/tools/need-packages takes it.
 RUN_PACKAGES := python3-venv=/usr/share/doc/python3-venv libseccomp2 busybox-static=busybox
-TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc crun=crun shellcheck=shellcheck util-linux=unshare uidmap=newuidmap \
+TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc crun=crun shellcheck=shellcheck util-linux=unshare uidmap=newuidmap iproute2=ip \
 	golang-github-containers-common=/usr/share/containers/seccomp.json procps=ps
 BENCH_PACKAGES := $(RUN_PACKAGES) runc=runc crun=crun
 # Programs of others that the tests with containerd and Docker drive.
 PEER_PACKAGES := containerd=containerd containernetworking-plugins=/usr/lib/cni/bridge docker.io=dockerd
 LAB_PACKAGES := user-mode-linux=linux.uml systemd=/lib/systemd/systemd dbus=dbus-daemon apparmor=apparmor_parser \
-	checkpolicy=checkpolicy iproute2=ip
+	checkpolicy=checkpolicy
 
 PYTEST := $(PYTHON) -m pytest
 ROOT_TESTS := tests/kernel tests/container tests/daemon
