@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from errno import EINVAL
 from typing import Any
@@ -37,11 +38,12 @@ _SHM_PLACE = "/dev/shm"
 
 
 class PodFiles(Record):
-    """``resolv_conf`` is a copy of the node's when None."""
+    """``resolv_conf`` is a copy of the node's when None; ``owner`` the uid and gid that root of the pod has outside."""
 
     hostname: str = ""
     resolv_conf: str | None = None
     own_shm: bool = True
+    owner: tuple[int, int] = (0, 0)
 
 
 class Owner:
@@ -92,15 +94,32 @@ def config(base: dict[str, Any], state_directory: str) -> bytes:
     return json.dumps(document).encode()
 
 
+def root_of(base: dict[str, Any]) -> tuple[int, int]:
+    """The uid and gid outside of root in a container of this configuration."""
+    linux = base.get("linux", {})
+    uid, gid = (_mapped_root(linux.get(key, ())) for key in ("uidMappings", "gidMappings"))
+    return uid, gid
+
+
+def _mapped_root(ranges: Iterable[dict[str, Any]]) -> int:
+    """Wrong ones are for who reads the configuration to complain of."""
+    return next((r["hostID"] for r in ranges if r.get("containerID") == 0 and type(r.get("hostID")) is int), 0)
+
+
 def make(state_directory: str, files: PodFiles) -> None:
     """Raises OSError, and leaves the rest to ``remove``; Unimplemented on a machine without a program."""
     program = holder.image()
     folder = os.path.join(state_directory, POD_DIRECTORY)
     _make_directory(folder, 0o711)
-    _write(os.path.join(folder, "hostname"), f"{files.hostname or os.uname().nodename}\n".encode())
-    _write(os.path.join(folder, "hosts"), _copied("/etc/hosts"))
     resolver = files.resolv_conf
-    _write(os.path.join(folder, "resolv.conf"), _copied("/etc/resolv.conf") if resolver is None else resolver.encode())
+    contents = (
+        f"{files.hostname or os.uname().nodename}\n".encode(),
+        _copied("/etc/hosts"),
+        _copied("/etc/resolv.conf") if resolver is None else resolver.encode(),
+    )
+    for name, data in zip(_FILES, contents, strict=True):
+        _write(os.path.join(folder, name), data)
+        os.chown(os.path.join(folder, name), *files.owner)
     for place in ("", *_PLACES):
         _make_directory(os.path.join(folder, _ROOTFS, place), 0o755)
     _write(os.path.join(folder, _ROOTFS, _PROGRAM), program, 0o755)
@@ -108,7 +127,8 @@ def make(state_directory: str, files: PodFiles) -> None:
         shm = os.path.join(folder, _SHM)
         os.mkdir(shm, 0o700)
         flags = m.MS_NOEXEC | m.MS_NOSUID | m.MS_NODEV
-        m.mount("shm", shm, "tmpfs", flags, f"mode=1777,size={SHM_BYTES}")
+        uid, gid = files.owner
+        m.mount("shm", shm, "tmpfs", flags, f"mode=1777,size={SHM_BYTES},uid={uid},gid={gid}")
 
 
 def remove(state_directory: str) -> None:
@@ -138,12 +158,9 @@ def amended(data: bytes, spec: Spec, state_directory: str) -> bytes:
     mounts = document.setdefault("mounts", [])
     taken = {os.path.normpath(mount.destination) for mount in spec.mounts}
     access = "ro" if spec.root.readonly else "rw"
-    linux = document.get("linux", {})
-    # As the CRI plugin maps what it mounts: to a container with a user namespace the files are root's, too.
-    maps = {key: linux[key] for key in ("uidMappings", "gidMappings") if linux.get(key)}
     for name in _FILES:
         if f"/etc/{name}" not in taken:
-            mounts.append(_bind(f"{folder}/{name}", f"/etc/{name}", access) | maps)
+            mounts.append(_bind(f"{folder}/{name}", f"/etc/{name}", access))
     if os.path.isdir(f"{folder}/{_SHM}"):
         document["mounts"] = _with_shm(mounts, f"{folder}/{_SHM}")
     return json.dumps(document).encode()

@@ -61,11 +61,19 @@ def files_of(config: api.PodSandboxConfig) -> PodFiles:
 
 
 def base_of_spec(spec: dict[str, Any], netns_path: str) -> dict[str, Any]:
-    """From the config.json of a client that is not the CRI plugin: all but what is about a program."""
-    linux = dict(spec.get("linux") or {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "network")]})
+    """From the config.json of a client that is not the CRI plugin: all but what is about a program. What is read here
+    has to be of the right form; the rest is checked with the whole. Raises InvalidArgument.
+    """
+    linux = spec.get("linux") or {"namespaces": [_entry(kind) for kind in ("pid", "ipc", "uts", "network")]}
+    if not isinstance(linux, dict):
+        raise InvalidArgument("config.json: /linux: not an object")
+    for key in ("namespaces", "uidMappings", "gidMappings"):
+        found = linux.get(key, [])
+        if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+            raise InvalidArgument(f"config.json: /linux/{key}: not a list of objects")
     if netns_path:
         others = [entry for entry in linux.get("namespaces", []) if entry.get("type") != "network"]
-        linux["namespaces"] = [*others, {"type": "network", "path": netns_path}]
+        linux = {**linux, "namespaces": [*others, _entry("network", netns_path)]}
     kept = ("ociVersion", "hostname", "domainname", "annotations")
     return {"linux": linux, **{key: spec[key] for key in kept if key in spec}}
 

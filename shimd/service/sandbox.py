@@ -149,10 +149,11 @@ def _wanted(request: api.CreateSandboxRequest) -> _Wanted:
     config = _pod_config(request.options)
     if config is not None:
         base = pods.base_of(config, request.sandbox_id, request.netns_path)
+        files = pods.files_of(config)._replace(owner=pod.root_of(base))
         if not pods.has_user_namespace(config) or not request.netns_path:
-            return _Wanted(base, pods.files_of(config))
+            return _Wanted(base, files)
         owner = pod.Owner(request.netns_path)
-        return _Wanted(pods.with_user_namespace(base, owner.path), pods.files_of(config), owner)
+        return _Wanted(pods.with_user_namespace(base, owner.path), files, owner)
     try:
         data = read_file(os.path.join(request.bundle_path, CONFIG_FILE), MAX_BYTES)
         spec = json.loads(data)
@@ -163,7 +164,7 @@ def _wanted(request: api.CreateSandboxRequest) -> _Wanted:
     if not isinstance(spec, dict):
         raise InvalidArgument(f"read {request.bundle_path}/{CONFIG_FILE}: not an object")
     base = pods.base_of_spec(spec, request.netns_path)
-    return _Wanted(base, PodFiles(str(base.get("hostname", ""))))
+    return _Wanted(base, PodFiles(str(base.get("hostname", "")), owner=pod.root_of(base)))
 
 
 def _pod_config(options: Packed) -> pod_pb2.PodSandboxConfig | None:

@@ -265,6 +265,8 @@ def test_out_of_memory(pod_containerd: PodContainerd, cri: Cri, name: str) -> No
 
 
 def test_pod_whose_first_process_dies(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
+    if IS_RUNC and pod_containerd.peer.version == "2":
+        pytest.skip("the shim of runc in containerd 2 is left running")
     with Pod(pod_containerd, cri, name, network=POD) as pod:
         container = pod.container("sleep", "1000")
         os.kill(pod.info()["pid"], signal.SIGKILL)

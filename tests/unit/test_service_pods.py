@@ -19,7 +19,7 @@ def config(**fields: Any) -> pod_pb2.PodSandboxConfig:
     return pod_pb2.PodSandboxConfig(**fields)
 
 
-def linux(**options: Any) -> pod_pb2.LinuxPodSandboxConfig:
+def linux_with(**options: Any) -> pod_pb2.LinuxPodSandboxConfig:
     made = pod_pb2.LinuxPodSandboxConfig()
     made.security_context.namespace_options.MergeFrom(pod_pb2.NamespaceOption(**options))
     return made
@@ -38,7 +38,7 @@ def test_default_pod() -> None:
 
 def test_pod_in_the_namespaces_of_the_node() -> None:
     node = pod_pb2.NODE
-    base = pods.base_of(config(hostname="web", linux=linux(network=node, pid=node, ipc=node)), "id1", "")
+    base = pods.base_of(config(hostname="web", linux=linux_with(network=node, pid=node, ipc=node)), "id1", "")
     spec = read_spec(pod.config(base, "/state/id1"))
     assert [namespace.type for namespace in spec.linux.namespaces] == ["mount"]
     assert not spec.hostname
@@ -74,7 +74,7 @@ def test_parent_that_is_systemds() -> None:
 def test_user_namespace() -> None:
     maps = [pod_pb2.IDMapping(host_id=100000, container_id=0, length=65536)]
     options = pod_pb2.UserNamespace(mode=pod_pb2.POD, uids=maps, gids=maps)
-    base = pods.base_of(config(linux=linux(userns_options=options)), "id1", "/netns")
+    base = pods.base_of(config(linux=linux_with(userns_options=options)), "id1", "/netns")
     new = read_spec(pod.config(base, "/state/id1"))
     assert new.linux.namespace("user") == ("user", None)
     assert new.linux.uid_mappings == new.linux.gid_mappings == ((0, 100000, 65536),)
@@ -82,7 +82,20 @@ def test_user_namespace() -> None:
     joined = read_spec(pod.config(pods.with_user_namespace(base, "/user"), "/state/id1"))
     assert joined.linux.namespace("user") == ("user", "/user")
     node = pod_pb2.UserNamespace(mode=pod_pb2.NODE)
-    assert not pods.has_user_namespace(config(linux=linux(userns_options=node)))
+    assert not pods.has_user_namespace(config(linux=linux_with(userns_options=node)))
+
+
+def test_config_without_kubernetes() -> None:
+    base = pods.base_of_spec({"hostname": "plain", "process": {"args": ["x"]}}, "/netns")
+    spec = read_spec(pod.config(base, "/state/id1"))
+    assert {namespace.type for namespace in spec.linux.namespaces} == {"mount", "pid", "ipc", "uts", "network"}
+    assert (spec.hostname, spec.process.args) == ("plain", ("/shimd-pod",))
+
+
+@pytest.mark.parametrize("linux", ["x", {"namespaces": {}}, {"namespaces": ["x"]}, {"uidMappings": 1}])
+def test_wrong_config_without_kubernetes(linux: Any) -> None:
+    with pytest.raises(InvalidArgument, match="/linux"):
+        pods.base_of_spec({"linux": linux}, "")
 
 
 def test_what_cannot_be() -> None:
