@@ -315,6 +315,7 @@ def test_a_container_whose_processes_are_gone_can_be_deleted(rig: Rig) -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.timeout(600)
 def test_a_hundred_lives_leave_nothing(rig: Rig) -> None:
     rig.run(shell("exit 0"), systemd_cgroup=True)
     before = everything()
