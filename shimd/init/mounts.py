@@ -26,11 +26,14 @@ from shimd.linux.mount import (
     AT_RECURSIVE,
     FSPICK_EMPTY_PATH,
     MOUNT_ATTR__ATIME,
+    MOUNT_ATTR_NOATIME,
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NODIRATIME,
     MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
+    MOUNT_ATTR_RELATIME,
+    MOUNT_ATTR_STRICTATIME,
     OPEN_TREE_CLONE,
     PROC_SUPER_MAGIC,
     fs_log,
@@ -59,8 +62,8 @@ _LOCKABLE = (
     (os.ST_NOSUID, MOUNT_ATTR_NOSUID),
     (os.ST_NODEV, MOUNT_ATTR_NODEV),
     (os.ST_NOEXEC, MOUNT_ATTR_NOEXEC),
-    (os.ST_NODIRATIME, MOUNT_ATTR_NODIRATIME),
 )
+_ATIME = MOUNT_ATTR__ATIME | MOUNT_ATTR_NODIRATIME
 
 
 def mount(ctx: Context, op: ops.Mount) -> None:
@@ -185,18 +188,35 @@ def clone_tree(source: str, *, recursive: bool) -> int:
 
 def _set_flags(tree: int, op: ops.Bind) -> None:
     """In a user namespace flags of the source are locked: they stay, but being told to clear one is an error."""
+    if op.slot:  # by the runtime, for which they were not: a container without its rights is not to profit by that
+        _set_unlocked_flags(tree, op)
+        return
     try:
         apply(tree, op.attr)
     except OSError as e:
         if e.errno != EPERM:
             raise
-        kept = _locked(tree) & ~op.explicit_clear
-        apply(tree, op.attr._replace(set=op.attr.set & ~(kept & MOUNT_ATTR__ATIME), clear=op.attr.clear & ~kept))
+        _set_unlocked_flags(tree, op)
 
 
-def _locked(tree: int) -> int:
+def _set_unlocked_flags(tree: int, op: ops.Bind) -> None:
+    """The access time mode is locked as a whole."""
     present = os.fstatvfs(tree).f_flag
-    return MOUNT_ATTR__ATIME | sum(attribute for flag, attribute in _LOCKABLE if present & flag)
+    locked = sum(attribute for flag, attribute in _LOCKABLE if present & flag)
+    changes_atime = op.attr.clear & MOUNT_ATTR__ATIME and op.attr.set & _ATIME != _atime(present)
+    if locked & op.explicit_clear or changes_atime:
+        attempt = f'error mounting "{op.source}" to rootfs at "{op.target}": clear flags that are locked'
+        raise StepFailed(attempt, EPERM, "operation not permitted")
+    kept = locked | _ATIME
+    apply(tree, op.attr._replace(set=op.attr.set & ~_ATIME, clear=op.attr.clear & ~kept))
+
+
+def _atime(present: int) -> int:
+    """The attributes of an access time mode from the flags of statvfs(3)."""
+    directories = MOUNT_ATTR_NODIRATIME if present & os.ST_NODIRATIME else 0
+    if present & os.ST_NOATIME:
+        return directories | MOUNT_ATTR_NOATIME
+    return directories | (MOUNT_ATTR_RELATIME if present & os.ST_RELATIME else MOUNT_ATTR_STRICTATIME)
 
 
 def remount(ctx: Context, op: ops.Remount) -> None:

@@ -144,8 +144,8 @@ class Bind(Record):
     ``inside``: ``source`` is a path in the rootfs, where earlier mounts are. ``id_map`` is the slot of the user
     namespace whose maps the mount gets, or with ``map_all`` each mount of the tree; a tree in a slot has them already.
     The mount point is made (directory 0755 or file 0644, like the source) when it is missing. ``remount`` tells that
-    the options ask for flags: then flags not listed are cleared as MS_REMOUNT|MS_BIND does, with a retry that keeps the
-    source's locked flags on EPERM, unless they are in ``explicit_clear`` (MOUNT_ATTR_*). ``attr`` is applied before the
+    the options ask for flags: then flags not listed are cleared as MS_REMOUNT|MS_BIND does, but for the source's locked
+    flags; those in ``explicit_clear`` (MOUNT_ATTR_*) must not be locked. ``attr`` is applied before the
     tree is attached, and only with ``remount``; ``more`` after.
     """
 

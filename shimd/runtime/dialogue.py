@@ -24,11 +24,12 @@ class Outcome(Record):
 
 
 class InitFailed(RuntimeFailure):
-    """A step of the plan failed; ``failure`` is what init said."""
+    """A step of the plan failed; ``failure`` is what init said, ``where`` the step and the field that asked for it."""
 
     def __init__(self, failure: Failure) -> None:
-        where = f"step {failure.step}" if failure.step >= 0 else "set-up"
-        super().__init__(f"{where} ({failure.origin}): {failure}" if failure.origin else f"{where}: {failure}")
+        step = f"step {failure.step}" if failure.step >= 0 else "set-up"
+        self.where = f"{step} ({failure.origin})" if failure.origin else step
+        super().__init__(f"{self.where}: {failure}")
         self.failure = failure
 
 
