@@ -46,6 +46,15 @@ class Listener:
                 events.append(event)
         return events
 
+    def exits(self, container_id: str) -> list[tuple[str, int]]:
+        """(id, exit status) of its processes, up to the first one's."""
+        ends: list[tuple[str, int]] = []
+        while not ends or ends[-1][0] != container_id:
+            topic, fields = self.next()
+            if topic == "/tasks/exit" and fields["container_id"] == container_id:
+                ends.append((fields["id"], fields.get("exit_status", 0)))
+        return ends
+
     def has_something(self, seconds: float) -> bool:
         return bool(select.select([self._fd], [], [], seconds)[0])
 

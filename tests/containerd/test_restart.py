@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.containerd.rig import IS_RUNC, LAUNCHER, NAMESPACE, Containerd
+from tests.containerd.test_events import listening
 from tests.support import wait
 
 of_shimd = pytest.mark.skipif(IS_RUNC, reason="about the daemon of shimd")
@@ -33,8 +34,10 @@ def test_containers_are_found_again(own_containerd: Containerd, name: str, numbe
         wait.process_gone(before[container][0])
     own_containerd.start()
     assert own_containerd.tasks()[ends_later] == before[ends_later]
-    own_containerd.ctr("tasks", "exec", "--exec-id", "e1", ends_later, "touch", "/stop")
-    ends_with(own_containerd, ends_later, 5)
+    with listening(own_containerd) as listener:
+        own_containerd.ctr("tasks", "exec", "--exec-id", "e1", ends_later, "touch", "/stop")
+        ends_with(own_containerd, ends_later, 5)
+        assert listener.exits(ends_later) == [("e1", 0), (ends_later, 5)]
     # From 1.7 on containerd has the shim remove a task that ended meanwhile.
     if ends_meanwhile in own_containerd.tasks():
         ends_with(own_containerd, ends_meanwhile, 6)
