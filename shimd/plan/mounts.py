@@ -53,7 +53,9 @@ class MountCompiler:
 
     def add(self, index: int, mount: model.Mount) -> None:
         origin = f"/mounts/{index}"
-        target = self._inside(rooted(mount.destination)) or rooted(mount.destination)
+        target = container_path(mount.destination, self._options.rootfs)
+        if target == "/":
+            self._builder.refuse(f"{origin}/destination", f"{mount.destination} is the top of the rootfs")
         options = parse_options(mount.options)
         if is_bind(mount):
             self._add_bind(index, origin, target, mount, options)
@@ -74,7 +76,7 @@ class MountCompiler:
             self._builder.refuse(f"{origin}/options", "tmpcopyup is for a tmpfs, not for a bind mount")
             return
         source = posixpath.normpath(posixpath.join(self._options.bundle, mount.source or ""))
-        inside = self._inside(source)
+        inside = _inside(source, self._options.rootfs)
         recursive = bool(options.flags & MS_REC)
         id_map = self._id_map(mount) if is_id_mapped(mount) else ""
         slot = ""
@@ -97,11 +99,6 @@ class MountCompiler:
             ),
             origin,
         )
-
-    def _inside(self, path: str) -> str:
-        """A host's path as the container has it; "" when it is not in the rootfs."""
-        prefix = self._options.rootfs.rstrip("/")
-        return path[len(prefix) :] if prefix and path.startswith(prefix + "/") else ""
 
     def _id_map(self, mount: model.Mount) -> str:
         """The mount's own maps, else those of the container."""
@@ -176,6 +173,19 @@ class MountCompiler:
         )
 
 
-def has_own_dev(spec: model.Spec) -> bool:
+def container_path(path: str, rootfs: str) -> str:
+    """A destination, which may also be given by the host's path."""
+    return _inside(rooted(path), rootfs) or rooted(path)
+
+
+def _inside(path: str, rootfs: str) -> str:
+    """A host's path as the container has it; "" when it is not in the rootfs."""
+    prefix = rootfs.rstrip("/")
+    if not prefix or not (path + "/").startswith(prefix + "/"):
+        return ""
+    return path[len(prefix) :] or "/"
+
+
+def has_own_dev(spec: model.Spec, rootfs: str) -> bool:
     """Whether /dev is a bind mount: then it is taken as it is, without nodes and links of ours."""
-    return any(is_bind(mount) and rooted(mount.destination) == "/dev" for mount in spec.mounts)
+    return any(is_bind(mount) and container_path(mount.destination, rootfs) == "/dev" for mount in spec.mounts)

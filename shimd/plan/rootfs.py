@@ -34,7 +34,7 @@ def add_rootfs(builder: Builder, spec: model.Spec, options: CompileOptions, name
     compiler = MountCompiler(builder, spec, options, pass_trees=pass_trees)
     for index, mount in enumerate(spec.mounts):
         compiler.add(index, mount)
-    if not has_own_dev(spec):
+    if not has_own_dev(spec, options.rootfs):
         add_devices(builder, spec.linux.devices, bind=user_namespace or host.in_userns)
 
 

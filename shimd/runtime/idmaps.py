@@ -67,7 +67,10 @@ class IdMaps:
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         with closing(ours), closing(theirs):
             request = LaunchRequest(name, CLONE_NEWUSER, b"", _WAIT, (("control", theirs.fileno()),))
-            launched = self._launcher.launch(request)
+            try:
+                launched = self._launcher.launch(request)
+            except RuntimeFailure as error:
+                raise RuntimeFailure(f"make a user namespace for id-mapped mounts: {error}") from error
             try:
                 write_id_maps(launched, source.uid_map, source.gid_map)
                 return os.open(f"/proc/{launched.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)

@@ -92,6 +92,27 @@ def pod() -> Plan:
     return create(document)
 
 
+def newer() -> Plan:
+    """What the specification has got since 1.0, and the runtime's part in it."""
+    document = runc_default()
+    maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    document["linux"]["namespaces"] += [{"type": "user"}]
+    document["linux"].update(uidMappings=maps, gidMappings=maps)
+    document["linux"]["netDevices"] = {"enp1s0": {"name": "eth0"}, "enp2s0": {}}
+    document["linux"]["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0-1", "flags": ["MPOL_F_STATIC_NODES"]}
+    document["mounts"] += [
+        {"destination": "/data", "source": "data", "options": ["rbind", "ridmap"]},
+        {
+            "destination": "/again",
+            "source": "rootfs/data",
+            "options": ["bind"],
+            "uidMappings": [{"containerID": 0, "hostID": 7, "size": 1}],
+            "gidMappings": [{"containerID": 0, "hostID": 7, "size": 1}],
+        },
+    ]
+    return create(document, rdt_slots=("rdt.0",))
+
+
 def exec_plan() -> Plan:
     return execute({"args": ["sh"], "cwd": "/", "env": ["PATH=/bin", "HOME=/root"]}, containerd_default())
 
@@ -115,7 +136,7 @@ def exec_in_user_namespace() -> Plan:
 
 @pytest.mark.parametrize(
     "make",
-    [runc, containerd, hybrid, terminal, user_namespace, pod, exec_plan, exec_in_user_namespace],
+    [runc, containerd, hybrid, terminal, user_namespace, pod, newer, exec_plan, exec_in_user_namespace],
     ids=lambda make: make.__name__,
 )
 def test_plan(make: Callable[[], Plan]) -> None:

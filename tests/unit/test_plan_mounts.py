@@ -352,6 +352,15 @@ def test_a_mount_inside_of_the_rootfs_by_its_path_on_the_host() -> None:
     entry = {"destination": "/bundle/rootfs/x", "source": "/src", "options": ["bind"]}
     assert [op.target for op in of_type(create(document(entry)), ops.Bind)] == ["/x"]
     assert [op.target for op in of_type(create(document(entry), rootfs="/"), ops.Bind)] == ["/bundle/rootfs/x"]
+    bind = bind_of("bind", source="rootfs")
+    assert (bind.source, bind.inside) == ("/", True)
+
+
+def test_the_top_of_the_rootfs_by_its_path_on_the_host() -> None:
+    with pytest.raises(InvalidSpec, match="/mounts/0/destination: /bundle/rootfs/ is the top of the rootfs"):
+        create(document({"destination": "/bundle/rootfs/", "type": "tmpfs"}))
+    dev = {"destination": "/bundle/rootfs/dev", "source": "/dev", "options": ["rbind"]}
+    assert of_type(create(document(dev)), ops.MakeDevice) == []
 
 
 @pytest.mark.parametrize(("options", "everywhere"), [((), False), (("ridmap", "idmap"), False), (("ridmap",), True)])
