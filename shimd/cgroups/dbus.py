@@ -10,13 +10,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from errno import ECONNRESET
 from os import strerror
-from typing import Any
 
 from jeepney.low_level import HeaderFields, Message, MessageType, Parser
 from jeepney.wrappers import DBusAddress, new_method_call
 
 from shimd.errors import DeadlineExceeded, Unavailable
 from shimd.records import Record
+from shimd.typed import Any
 
 CALL_TIMEOUT = 30.0  # seconds
 _CHUNK = 65536

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 from shimd.records import Record
+from shimd.typed import Any
 
 Variant = tuple[str, Any]  # D-Bus signature, value
 

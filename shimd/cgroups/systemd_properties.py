@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from shimd.cgroups import gvariant, resources_v2
 from shimd.cgroups.devices import ANY, Access, access_text
@@ -16,6 +15,7 @@ from shimd.cgroups.systemd_unit import Unit
 from shimd.errors import InvalidSpec, Problem
 from shimd.oci.model import Cpu, Pairs, Pids, Resources
 from shimd.oci.values import cpu_list
+from shimd.typed import Any
 
 Property = tuple[str, gvariant.Variant]
 

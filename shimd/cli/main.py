@@ -69,6 +69,7 @@ class _Program:
             reason = f": {error.reason}" if error.reason else "."
             _print(f"Incorrect Usage{reason}\n\n{self.help()}")
             self.messages.error(str(error))
+            return FAILED
         except (ShimdError, OSError) as error:
             self.fail(error)
         except KeyboardInterrupt:
@@ -83,7 +84,7 @@ class _Program:
             return self.print_help(parsed.arguments[1:])
         verb, *rest = parsed.arguments
         launcher = DirectLauncher()
-        if verb in _LAUNCHING:
+        if verb in _LAUNCHING and not {"-h", "--help"}.intersection(rest):
             launcher.prepare()  # as soon as can be: it takes as long as all that we do before we need it
         self.command = self.load(verb)
         self.verb = verb

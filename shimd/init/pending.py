@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from _socket import socket
+from errno import EBUSY
 
 from shimd.errors import RuntimeFailure
 from shimd.init.handshake import Failure, decode, encode_failure
@@ -24,6 +25,11 @@ class Task(Record):
     steps: bytes
     slots: tuple[str, ...]
     has_cgroup: bool
+
+
+def attempt(error: OSError, cgroup_fd: int) -> str:
+    """What a clone was that failed. EBUSY is a cgroup's that takes no processes, since it hands controllers on."""
+    return "make process by adding pid 0 to cgroups" if error.errno == EBUSY and cgroup_fd >= 0 else "make process"
 
 
 def send_task(channel: socket, request: LaunchRequest) -> None:

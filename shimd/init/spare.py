@@ -29,7 +29,7 @@ from shimd.init.execute import execute
 from shimd.init.handshake import Failure
 from shimd.init.main import FAILED, NAME, carry_out, close_others, enter
 from shimd.init.packets import receive_message
-from shimd.init.pending import Pending, Task, failure_of_stage, send_task
+from shimd.init.pending import Pending, Task, attempt, failure_of_stage, send_task
 from shimd.init.request import LaunchRequest
 from shimd.init.spawn import Steps, clone_and_report, pid_namespace_alone
 from shimd.linux import fdpass, process
@@ -177,7 +177,7 @@ def _launch(sock: socket, successor: Successor | None, task: Task, fds: list[int
     except InternalError as e:
         return Failure(-1, "", "", "make process", 0, str(e))
     except OSError as e:
-        return Failure(-1, "", "", "make process", e.errno or 0, e.strerror or "")
+        return Failure(-1, "", "", attempt(e, cgroup), e.errno or 0, e.strerror or "")
     os.setsid()
     if any(_needs_to_be_alone(step.op) for step in (*stage, *steps)):
         _wait(predecessor)

@@ -21,7 +21,7 @@ from shimd.init.context import Context
 from shimd.init.execute import execute
 from shimd.init.handshake import Failure
 from shimd.init.main import FAILED, enter, resume, run_child
-from shimd.init.pending import Pending
+from shimd.init.pending import Pending, attempt
 from shimd.init.request import Launched, LaunchRequest
 from shimd.linux import fdpass, process
 from shimd.plan import ops
@@ -52,7 +52,7 @@ def start_clone(request: LaunchRequest, in_child: Callable[[], None] = _nothing)
     except InternalError as e:
         raise RuntimeFailure(f"make process: {e}") from e
     except OSError as e:
-        raise RuntimeFailure(f"make process: {e.strerror}") from e
+        raise RuntimeFailure(f"{attempt(e, request.cgroup_fd)}: {e.strerror}") from e
 
 
 def _clone(request: LaunchRequest, steps: Steps, in_child: Callable[[], None]) -> Launched:

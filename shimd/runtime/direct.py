@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
+from contextlib import suppress
 
 from shimd.errors import RuntimeFailure
 from shimd.linux.selfexe import protected_executable
@@ -33,8 +34,9 @@ class DirectLauncher:
         self._spare: _Executed | None = None
 
     def prepare(self) -> None:
-        """Execute the spare of the next launch, so that it is there in time. Raises RuntimeFailure."""
-        self._spare = self._spare or _Executed()
+        """Execute the spare of the next launch, so that it is there in time. What is wrong the launch will tell."""
+        with suppress(RuntimeFailure):
+            self._spare = self._spare or _Executed()
 
     def close(self) -> None:
         """A spare that was prepared in vain ends."""
@@ -43,9 +45,7 @@ class DirectLauncher:
             spare.end()
 
     def launch(self, request: LaunchRequest) -> Launched:
-        self.prepare()
-        spare, self._spare = self._spare, None
-        assert spare is not None
+        spare, self._spare = self._spare or _Executed(), None
         return spare.launch(request)
 
     def discard(self, name: str, launched: Launched) -> None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from shimd.errors import RuntimeFailure
 from shimd.linux.process import CLONE_NEWNET, setns
 from shimd.plan.ops import NetDevice
 from shimd.records import Record
+from shimd.typed import Any
 
 _IFA_F_PERMANENT = 0x80
 _IFF_UP = 0x1

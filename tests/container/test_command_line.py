@@ -86,6 +86,8 @@ def test_the_version_is_what_engines_parse(runtime: Runtime, option: str) -> Non
         (("state",), "requires exactly 1 argument(s)"),
         (("state", "a", "b"), "requires exactly 1 argument(s)"),
         (("kill", "a", "b", "c"), "requires a maximum of 2 argument(s)"),
+        (("exec",), "requires a minimum of 1 argument(s)"),
+        (("exec", "--nosuch", "x"), "flag provided but not defined: -nosuch"),
         (("kill",), "requires a minimum of 1 argument(s)"),
         (("create", "--bundle"), "flag needs an argument: "),
         (("create", "--preserve-fds", "x", "y"), "invalid value"),

@@ -43,8 +43,9 @@ def test_the_exit_code_of_a_signal(box: Box, number: int) -> None:
 def test_the_exit_code_of_a_first_process_that_is_killed(box: Box) -> None:
     box.spec["process"]["args"] = ["sleep", "1000"]
     with popen(box) as process:
-        while box.runtime.run("kill", box.id, "KILL").code != 0:
+        while box.runtime.run("state", box.id).code != 0 or box.status() != "running":
             assert process.poll() is None
+        box.runtime("kill", box.id, "KILL")
         assert process.wait(wait.SECONDS) == 137
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from shimd.cli.command import Call, Command, flag
 from shimd.errors import InvalidArgument, NotFound
 
+_HIGHEST = 64
+
 COMMAND = Command(
     "sends a signal (default: SIGTERM) to the init process of the container",
     """<container-id> [signal]
@@ -34,7 +36,10 @@ def run(call: Call) -> int:
 def parse_signal(text: str) -> int:
     """A number, or a name with or without SIG in any case; "" is SIGTERM. Raises InvalidArgument."""
     if text.lstrip("+-").isdecimal() and text.isascii():
-        return int(text)
+        number = int(text)
+        if not 0 <= number <= _HIGHEST:
+            raise InvalidArgument(f'unknown signal "{text}": not from 0 to {_HIGHEST}')
+        return number
     import signal
 
     name = text.upper() or "SIGTERM"
