@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
 from collections.abc import Callable, Mapping
 from errno import EACCES, ENOENT, EPERM
 
@@ -178,14 +179,28 @@ class V2Manager:
         return []
 
     def cgroup_fd(self) -> int:
-        return self._open_entry(self._group.path) if self._group_or_none else -1
+        if self._group_or_none is None:
+            return -1
+        if self._rootless and not self._may_enter(self._group.path):
+            raise RuntimeFailure(
+                f"enter the cgroup {self._group.directory}: permission denied",
+                hint="start it from within the part of the hierarchy that was delegated to the user",
+            )
+        return self._open_entry(self._group.path)
 
     def exec_procs(self, init_pid: int, subs: Mapping[str, str] = {}) -> list[int]:
         """None: the process is born in its cgroup."""
         return []
 
     def exec_cgroup_fd(self, init_pid: int, subs: Mapping[str, str] = {}) -> int:
-        return self._open_entry(self._exec_path(init_pid, subs)) if self._group_or_none else -1
+        """-1 also for a user who comes from outside of what was delegated and must not move a process into it: as with
+        the other runtimes, it stays outside, unless a sub-cgroup is asked for.
+        """
+        if self._group_or_none is None:
+            return -1
+        path = self._exec_path(init_pid, subs)
+        outside = self._rootless and not subs and not self._may_enter(path)
+        return -1 if outside else self._open_entry(path)
 
     def entry(self) -> Callable[[int], None] | None:
         """None: the process is born in its cgroup."""
@@ -199,6 +214,16 @@ class V2Manager:
         if subs.keys() - {""}:
             raise InvalidArgument("cgroup v2 has one hierarchy: a sub cgroup path is for no controller")
         return sub_path(self._group, subs[""]) if subs else self._path_of_init(init_pid)
+
+    def _may_enter(self, path: str) -> bool:
+        """Moving needs write access to cgroup.procs of the nearest cgroup above both (cgroups(7), "Delegation
+        containment rules"), and being born elsewhere counts as moving.
+        """
+        own = proc.cgroup_paths("self").get("", "")
+        if own.startswith("/.."):
+            return False
+        above = posixpath.commonpath([own, f"/{path}"])
+        return os.access(f"{self._group.mount}{above}/cgroup.procs", os.W_OK)
 
     def _open_entry(self, path: str) -> int:
         try:

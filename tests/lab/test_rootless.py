@@ -95,12 +95,12 @@ def delegated(user: User) -> User:
 
 def test_limits_are_in_force_in_a_delegated_part(delegated: User) -> None:
     memory = {"limit": 16 << 20, "swap": 16 << 20}
-    delegated.spec("sleep", "1000", memory=memory, pids={"limit": 5}, cpu={"shares": 512})
+    delegated.spec("sleep", "1000", memory=memory, pids={"limit": 25}, cpu={"shares": 512})
     delegated("run", "--detach", "--bundle", str(delegated.bundle), "c")
     folder = delegated.home / "c"
     assert [(folder / file).read_text() for file in ("memory.max", "pids.max", "cpu.weight")] == [
         "16777216\n",
-        "5\n",
+        "25\n",
         "59\n",
     ]
     assert delegated.call("exec", "c", "tail", "/dev/zero").code == 137
@@ -138,3 +138,21 @@ def test_a_cgroup_of_others_is_refused(user: User) -> None:
     answer = user.call("run", "--bundle", str(user.bundle), "c")
     assert answer.code == 1
     assert f"mkdir {user.home}/x: permission denied" in answer.errors
+
+
+def test_an_exec_from_outside_stays_outside(delegated: User) -> None:
+    delegated.spec("sleep", "1000")
+    delegated("run", "--detach", "--bundle", str(delegated.bundle), "c")
+    delegated.cgroup = ROOT / "init"
+    assert delegated("exec", "c", "cat", "/proc/self/cgroup") == "0::/init\n"
+    assert len((delegated.home / "c" / "cgroup.procs").read_text().split()) == 1
+
+
+def test_a_container_made_from_outside_is_refused(delegated: User) -> None:
+    delegated.spec("true")
+    delegated.path(f"/{TAG}/c")
+    delegated.cgroup = ROOT / "init"
+    answer = delegated.call("run", "--bundle", str(delegated.bundle), "c")
+    assert answer.code == 1
+    assert "permission denied" in answer.errors
+    assert not (delegated.home / "c").exists()
