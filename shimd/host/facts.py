@@ -56,6 +56,7 @@ class HostFacts(Record):
     namespaces: tuple[str, ...]  # as in /proc/self/ns: "cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"
     page_size: int
     cpus_online: int
+    setgroups_denied: bool = False  # in our user namespace, see user_namespaces(7)
     rootless: bool | None = None  # whether refused accesses to cgroups are no errors; None: as euid and in_userns say
 
     @property
@@ -95,6 +96,7 @@ def probe() -> HostFacts:
         namespaces=tuple(sorted(name for name in os.listdir("/proc/self/ns") if not name.endswith("_for_children"))),
         page_size=os.sysconf("SC_PAGE_SIZE"),
         cpus_online=os.sysconf("SC_NPROCESSORS_ONLN"),
+        setgroups_denied=_read("/proc/self/setgroups") == "deny",
     )
 
 

@@ -127,6 +127,8 @@ def net_devices(linux: model.Linux) -> tuple[ops.NetDevice, ...]:
 
 
 def denies_setgroups(linux: model.Linux, host: HostFacts) -> bool:
-    """Without privileges one may map only oneself, and only after giving up setgroups(2), see user_namespaces(7)."""
+    """Without privileges one may map only oneself, and only after giving up setgroups(2), see user_namespaces(7); who
+    has done that cannot take it back in another namespace.
+    """
     maps = linux.gid_mappings
-    return host.euid != 0 and len(maps) == 1 and maps[0].size == 1
+    return host.setgroups_denied or (host.euid != 0 and len(maps) == 1 and maps[0].size == 1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from shimd.host.facts import HostFacts
 from shimd.linux import process as linux
 from shimd.linux.mount import MS_PRIVATE, MS_REC, MS_SHARED, MS_SLAVE, MS_UNBINDABLE
 from shimd.plan import ops
@@ -130,6 +131,11 @@ def test_a_joined_user_namespace_comes_last_for_root_and_first_for_others(host: 
     assert start(plan) == ["become root of the user namespace"]
 
 
+def test_a_namespace_that_denies_setgroups_is_no_place_to_use_it() -> None:
+    plan = create(document(), HOST._replace(setgroups_denied=True))
+    assert [op.groups for op in of_type(plan, ops.User)] == [None]
+
+
 def test_one_who_maps_only_himself_gives_up_setgroups() -> None:
     own = [{"containerID": 0, "hostID": 1000, "size": 1}]
     config = document("user")
@@ -215,3 +221,38 @@ def test_without_a_mount_namespace_the_mounts_stay_as_they_are() -> None:
     assert plan.clone == 0
     assert of_type(plan, ops.PrepareRoot) == [ops.PrepareRoot("/bundle/rootfs", 0, "")]
     assert of_type(plan, ops.PivotRoot) == [ops.PivotRoot("chroot")]
+
+
+# ---- a cgroup that the runtime makes round the process ---------------------------------------------------------------
+
+ENTER = "wait for the runtime: cgroup"
+
+
+def test_entering_the_cgroup_comes_before_all_that_is_to_be_in_it() -> None:
+    plan = create(document("user", "cgroup", "pid"), cgroup_entry=True, cgroup_slots=(), no_new_keyring=True)
+    assert start(plan) == [
+        ENTER,
+        "wait for the runtime: maps",
+        "become root of the user namespace",
+        "new cgroup namespace",
+    ]
+
+
+def test_a_stage_does_not_wait_for_the_runtime_which_waits_for_it() -> None:
+    config = document("user=/user", "network=/net", "pid=/pid")
+    plan = create(config, cgroup_entry=True, cgroup_slots=(), no_new_keyring=True)
+    assert plan.stage
+    assert ENTER not in texts(plan.stage)
+    assert start(plan)[0] == ENTER
+
+
+@pytest.mark.parametrize("host", [HOST, ROOTLESS])
+@pytest.mark.parametrize("traced", [False, True])
+def test_an_exec_enters_the_cgroup_when_it_is_made(host: HostFacts, *, traced: bool) -> None:
+    config = document("pid", "user") if host is ROOTLESS else document("pid")
+    if traced:
+        config["process"]["capabilities"]["bounding"].append("CAP_SYS_PTRACE")
+    plan = execute(PROCESS, config, host, cgroup_entry=True, cgroup_slots=(), no_new_keyring=True)
+    assert plan.stage
+    assert ENTER not in texts(plan.stage)
+    assert texts(plan.steps)[0] == ENTER
