@@ -29,6 +29,7 @@ from shimd.service.lifecycle import CreateRequest, Lifecycle
 from shimd.service.metrics import metrics
 from shimd.service.records import RUNNING, STOPPED, Container
 
+_SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -72,7 +73,12 @@ class SandboxService:
     async def start_sandbox(self, call: Call, request: api.StartSandboxRequest) -> api.StartSandboxResponse:
         sandbox = self._get(call, request.sandbox_id)
         await self._lifecycle.start(sandbox.init)
-        return api.StartSandboxResponse(pid=sandbox.init.pid, created_at=convert.timestamp(sandbox.created_at_ns))
+        spec = await self._lifecycle.in_thread(sandbox.runtime.config_bytes)
+        return api.StartSandboxResponse(
+            pid=sandbox.init.pid,
+            created_at=convert.timestamp(sandbox.created_at_ns),
+            spec=Packed(type_url=_SPEC_TYPE, value=spec),
+        )
 
     async def platform(self, call: Call, request: api.PlatformRequest) -> api.PlatformResponse:
         self._get(call, request.sandbox_id)

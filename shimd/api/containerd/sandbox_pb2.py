@@ -29,7 +29,7 @@ from shimd.api.containerd import mount_pb2 as shimd_dot_api_dot_containerd_dot_m
 from shimd.api.containerd import platform_pb2 as shimd_dot_api_dot_containerd_dot_platform__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"shimd/api/containerd/sandbox.proto\x12\x1d\x63ontainerd.runtime.sandbox.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!shimd/api/containerd/metric.proto\x1a shimd/api/containerd/mount.proto\x1a#shimd/api/containerd/platform.proto\"\xb2\x02\n\x14\x43reateSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x13\n\x0b\x62undle_path\x18\x02 \x01(\t\x12\'\n\x06rootfs\x18\x03 \x03(\x0b\x32\x17.containerd.types.Mount\x12%\n\x07options\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x12\n\nnetns_path\x18\x05 \x01(\t\x12Y\n\x0b\x61nnotations\x18\x06 \x03(\x0b\x32\x44.containerd.runtime.sandbox.v1.CreateSandboxRequest.AnnotationsEntry\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x17\n\x15\x43reateSandboxResponse\")\n\x13StartSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"S\n\x14StartSandboxResponse\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"%\n\x0fPlatformRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"@\n\x10PlatformResponse\x12,\n\x08platform\x18\x01 \x01(\x0b\x32\x1a.containerd.types.Platform\">\n\x12StopSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x14\n\x0ctimeout_secs\x18\x02 \x01(\r\"\x15\n\x13StopSandboxResponse\"(\n\x12WaitSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"Y\n\x13WaitSandboxResponse\x12\x13\n\x0b\x65xit_status\x18\x01 \x01(\r\x12-\n\texited_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\";\n\x14SandboxStatusRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0f\n\x07verbose\x18\x02 \x01(\x08\"\xc6\x02\n\x15SandboxStatusResponse\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12L\n\x04info\x18\x04 \x03(\x0b\x32>.containerd.runtime.sandbox.v1.SandboxStatusResponse.InfoEntry\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\texited_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x05\x65xtra\x18\x07 \x01(\x0b\x32\x14.google.protobuf.Any\x1a+\n\tInfoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x0bPingRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"\x0e\n\x0cPingResponse\",\n\x16ShutdownSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"\x19\n\x17ShutdownSandboxResponse\"+\n\x15SandboxMetricsRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"C\n\x16SandboxMetricsResponse\x12)\n\x07metrics\x18\x01 \x01(\x0b\x32\x18.containerd.types.Metric2\xbd\x08\n\x07Sandbox\x12z\n\rCreateSandbox\x12\x33.containerd.runtime.sandbox.v1.CreateSandboxRequest\x1a\x34.containerd.runtime.sandbox.v1.CreateSandboxResponse\x12w\n\x0cStartSandbox\x12\x32.containerd.runtime.sandbox.v1.StartSandboxRequest\x1a\x33.containerd.runtime.sandbox.v1.StartSandboxResponse\x12k\n\x08Platform\x12..containerd.runtime.sandbox.v1.PlatformRequest\x1a/.containerd.runtime.sandbox.v1.PlatformResponse\x12t\n\x0bStopSandbox\x12\x31.containerd.runtime.sandbox.v1.StopSandboxRequest\x1a\x32.containerd.runtime.sandbox.v1.StopSandboxResponse\x12t\n\x0bWaitSandbox\x12\x31.containerd.runtime.sandbox.v1.WaitSandboxRequest\x1a\x32.containerd.runtime.sandbox.v1.WaitSandboxResponse\x12z\n\rSandboxStatus\x12\x33.containerd.runtime.sandbox.v1.SandboxStatusRequest\x1a\x34.containerd.runtime.sandbox.v1.SandboxStatusResponse\x12\x66\n\x0bPingSandbox\x12*.containerd.runtime.sandbox.v1.PingRequest\x1a+.containerd.runtime.sandbox.v1.PingResponse\x12\x80\x01\n\x0fShutdownSandbox\x12\x35.containerd.runtime.sandbox.v1.ShutdownSandboxRequest\x1a\x36.containerd.runtime.sandbox.v1.ShutdownSandboxResponse\x12}\n\x0eSandboxMetrics\x12\x34.containerd.runtime.sandbox.v1.SandboxMetricsRequest\x1a\x35.containerd.runtime.sandbox.v1.SandboxMetricsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"shimd/api/containerd/sandbox.proto\x12\x1d\x63ontainerd.runtime.sandbox.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!shimd/api/containerd/metric.proto\x1a shimd/api/containerd/mount.proto\x1a#shimd/api/containerd/platform.proto\"\xb2\x02\n\x14\x43reateSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x13\n\x0b\x62undle_path\x18\x02 \x01(\t\x12\'\n\x06rootfs\x18\x03 \x03(\x0b\x32\x17.containerd.types.Mount\x12%\n\x07options\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x12\n\nnetns_path\x18\x05 \x01(\t\x12Y\n\x0b\x61nnotations\x18\x06 \x03(\x0b\x32\x44.containerd.runtime.sandbox.v1.CreateSandboxRequest.AnnotationsEntry\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x17\n\x15\x43reateSandboxResponse\")\n\x13StartSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"w\n\x14StartSandboxResponse\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12.\n\ncreated_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x04spec\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\"%\n\x0fPlatformRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"@\n\x10PlatformResponse\x12,\n\x08platform\x18\x01 \x01(\x0b\x32\x1a.containerd.types.Platform\">\n\x12StopSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x14\n\x0ctimeout_secs\x18\x02 \x01(\r\"\x15\n\x13StopSandboxResponse\"(\n\x12WaitSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"Y\n\x13WaitSandboxResponse\x12\x13\n\x0b\x65xit_status\x18\x01 \x01(\r\x12-\n\texited_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\";\n\x14SandboxStatusRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0f\n\x07verbose\x18\x02 \x01(\x08\"\xc6\x02\n\x15SandboxStatusResponse\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12L\n\x04info\x18\x04 \x03(\x0b\x32>.containerd.runtime.sandbox.v1.SandboxStatusResponse.InfoEntry\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\texited_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x05\x65xtra\x18\x07 \x01(\x0b\x32\x14.google.protobuf.Any\x1a+\n\tInfoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"!\n\x0bPingRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"\x0e\n\x0cPingResponse\",\n\x16ShutdownSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"\x19\n\x17ShutdownSandboxResponse\"+\n\x15SandboxMetricsRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"C\n\x16SandboxMetricsResponse\x12)\n\x07metrics\x18\x01 \x01(\x0b\x32\x18.containerd.types.Metric2\xbd\x08\n\x07Sandbox\x12z\n\rCreateSandbox\x12\x33.containerd.runtime.sandbox.v1.CreateSandboxRequest\x1a\x34.containerd.runtime.sandbox.v1.CreateSandboxResponse\x12w\n\x0cStartSandbox\x12\x32.containerd.runtime.sandbox.v1.StartSandboxRequest\x1a\x33.containerd.runtime.sandbox.v1.StartSandboxResponse\x12k\n\x08Platform\x12..containerd.runtime.sandbox.v1.PlatformRequest\x1a/.containerd.runtime.sandbox.v1.PlatformResponse\x12t\n\x0bStopSandbox\x12\x31.containerd.runtime.sandbox.v1.StopSandboxRequest\x1a\x32.containerd.runtime.sandbox.v1.StopSandboxResponse\x12t\n\x0bWaitSandbox\x12\x31.containerd.runtime.sandbox.v1.WaitSandboxRequest\x1a\x32.containerd.runtime.sandbox.v1.WaitSandboxResponse\x12z\n\rSandboxStatus\x12\x33.containerd.runtime.sandbox.v1.SandboxStatusRequest\x1a\x34.containerd.runtime.sandbox.v1.SandboxStatusResponse\x12\x66\n\x0bPingSandbox\x12*.containerd.runtime.sandbox.v1.PingRequest\x1a+.containerd.runtime.sandbox.v1.PingResponse\x12\x80\x01\n\x0fShutdownSandbox\x12\x35.containerd.runtime.sandbox.v1.ShutdownSandboxRequest\x1a\x36.containerd.runtime.sandbox.v1.ShutdownSandboxResponse\x12}\n\x0eSandboxMetrics\x12\x34.containerd.runtime.sandbox.v1.SandboxMetricsRequest\x1a\x35.containerd.runtime.sandbox.v1.SandboxMetricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,37 +49,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTSANDBOXREQUEST']._serialized_start=569
   _globals['_STARTSANDBOXREQUEST']._serialized_end=610
   _globals['_STARTSANDBOXRESPONSE']._serialized_start=612
-  _globals['_STARTSANDBOXRESPONSE']._serialized_end=695
-  _globals['_PLATFORMREQUEST']._serialized_start=697
-  _globals['_PLATFORMREQUEST']._serialized_end=734
-  _globals['_PLATFORMRESPONSE']._serialized_start=736
-  _globals['_PLATFORMRESPONSE']._serialized_end=800
-  _globals['_STOPSANDBOXREQUEST']._serialized_start=802
-  _globals['_STOPSANDBOXREQUEST']._serialized_end=864
-  _globals['_STOPSANDBOXRESPONSE']._serialized_start=866
-  _globals['_STOPSANDBOXRESPONSE']._serialized_end=887
-  _globals['_WAITSANDBOXREQUEST']._serialized_start=889
-  _globals['_WAITSANDBOXREQUEST']._serialized_end=929
-  _globals['_WAITSANDBOXRESPONSE']._serialized_start=931
-  _globals['_WAITSANDBOXRESPONSE']._serialized_end=1020
-  _globals['_SANDBOXSTATUSREQUEST']._serialized_start=1022
-  _globals['_SANDBOXSTATUSREQUEST']._serialized_end=1081
-  _globals['_SANDBOXSTATUSRESPONSE']._serialized_start=1084
-  _globals['_SANDBOXSTATUSRESPONSE']._serialized_end=1410
-  _globals['_SANDBOXSTATUSRESPONSE_INFOENTRY']._serialized_start=1367
-  _globals['_SANDBOXSTATUSRESPONSE_INFOENTRY']._serialized_end=1410
-  _globals['_PINGREQUEST']._serialized_start=1412
-  _globals['_PINGREQUEST']._serialized_end=1445
-  _globals['_PINGRESPONSE']._serialized_start=1447
-  _globals['_PINGRESPONSE']._serialized_end=1461
-  _globals['_SHUTDOWNSANDBOXREQUEST']._serialized_start=1463
-  _globals['_SHUTDOWNSANDBOXREQUEST']._serialized_end=1507
-  _globals['_SHUTDOWNSANDBOXRESPONSE']._serialized_start=1509
-  _globals['_SHUTDOWNSANDBOXRESPONSE']._serialized_end=1534
-  _globals['_SANDBOXMETRICSREQUEST']._serialized_start=1536
-  _globals['_SANDBOXMETRICSREQUEST']._serialized_end=1579
-  _globals['_SANDBOXMETRICSRESPONSE']._serialized_start=1581
-  _globals['_SANDBOXMETRICSRESPONSE']._serialized_end=1648
-  _globals['_SANDBOX']._serialized_start=1651
-  _globals['_SANDBOX']._serialized_end=2736
+  _globals['_STARTSANDBOXRESPONSE']._serialized_end=731
+  _globals['_PLATFORMREQUEST']._serialized_start=733
+  _globals['_PLATFORMREQUEST']._serialized_end=770
+  _globals['_PLATFORMRESPONSE']._serialized_start=772
+  _globals['_PLATFORMRESPONSE']._serialized_end=836
+  _globals['_STOPSANDBOXREQUEST']._serialized_start=838
+  _globals['_STOPSANDBOXREQUEST']._serialized_end=900
+  _globals['_STOPSANDBOXRESPONSE']._serialized_start=902
+  _globals['_STOPSANDBOXRESPONSE']._serialized_end=923
+  _globals['_WAITSANDBOXREQUEST']._serialized_start=925
+  _globals['_WAITSANDBOXREQUEST']._serialized_end=965
+  _globals['_WAITSANDBOXRESPONSE']._serialized_start=967
+  _globals['_WAITSANDBOXRESPONSE']._serialized_end=1056
+  _globals['_SANDBOXSTATUSREQUEST']._serialized_start=1058
+  _globals['_SANDBOXSTATUSREQUEST']._serialized_end=1117
+  _globals['_SANDBOXSTATUSRESPONSE']._serialized_start=1120
+  _globals['_SANDBOXSTATUSRESPONSE']._serialized_end=1446
+  _globals['_SANDBOXSTATUSRESPONSE_INFOENTRY']._serialized_start=1403
+  _globals['_SANDBOXSTATUSRESPONSE_INFOENTRY']._serialized_end=1446
+  _globals['_PINGREQUEST']._serialized_start=1448
+  _globals['_PINGREQUEST']._serialized_end=1481
+  _globals['_PINGRESPONSE']._serialized_start=1483
+  _globals['_PINGRESPONSE']._serialized_end=1497
+  _globals['_SHUTDOWNSANDBOXREQUEST']._serialized_start=1499
+  _globals['_SHUTDOWNSANDBOXREQUEST']._serialized_end=1543
+  _globals['_SHUTDOWNSANDBOXRESPONSE']._serialized_start=1545
+  _globals['_SHUTDOWNSANDBOXRESPONSE']._serialized_end=1570
+  _globals['_SANDBOXMETRICSREQUEST']._serialized_start=1572
+  _globals['_SANDBOXMETRICSREQUEST']._serialized_end=1615
+  _globals['_SANDBOXMETRICSRESPONSE']._serialized_start=1617
+  _globals['_SANDBOXMETRICSRESPONSE']._serialized_end=1684
+  _globals['_SANDBOX']._serialized_start=1687
+  _globals['_SANDBOX']._serialized_end=2772
 # @@protoc_insertion_point(module_scope)
