@@ -153,22 +153,33 @@ async def remove_pod(lifecycle: Lifecycle, sandbox: Container) -> None:
 def _wanted(request: api.CreateSandboxRequest) -> _Wanted:
     """Reads files. Raises InvalidArgument."""
     config = _pod_config(request.options)
-    if config is not None:
-        base = pods.base_of(config, request.sandbox_id, request.netns_path)
-        files = pods.files_of(config)._replace(owner=pod.root_of(base))
-        if not pods.has_user_namespace(config) or not request.netns_path:
-            return _Wanted(base, files)
-        owner = pod.Owner(request.netns_path)
-        return _Wanted(pods.with_user_namespace(base, owner.path), files, owner)
+    wanted = _from_spec(request) if config is None else _from_pod(config, request)
+    if not request.annotations:
+        return wanted
+    annotations = {**wanted.base.get("annotations", {}), **request.annotations}
+    return wanted._replace(base={**wanted.base, "annotations": annotations})
+
+
+def _from_pod(config: pod_pb2.PodSandboxConfig, request: api.CreateSandboxRequest) -> _Wanted:
+    base = pods.base_of(config, request.sandbox_id, request.netns_path)
+    files = pods.files_of(config)._replace(owner=pod.root_of(base))
+    if not pods.has_user_namespace(config) or not request.netns_path:
+        return _Wanted(base, files)
+    owner = pod.Owner(request.netns_path)
+    return _Wanted(pods.with_user_namespace(base, owner.path), files, owner)
+
+
+def _from_spec(request: api.CreateSandboxRequest) -> _Wanted:
+    """What a client that knows nothing of Kubernetes has put into the bundle, if anything."""
+    path = os.path.join(request.bundle_path, CONFIG_FILE)
     try:
-        data = read_file(os.path.join(request.bundle_path, CONFIG_FILE), MAX_BYTES)
-        spec = json.loads(data)
+        spec = json.loads(read_file(path, MAX_BYTES))
     except FileNotFoundError:
         spec = {}
     except (OSError, ValueError) as error:
-        raise InvalidArgument(f"read {request.bundle_path}/{CONFIG_FILE}: {error}") from error
-    if not isinstance(spec, dict):
-        raise InvalidArgument(f"read {request.bundle_path}/{CONFIG_FILE}: not an object")
+        raise InvalidArgument(f"read {path}: {error}") from error
+    if not isinstance(spec, dict) or not isinstance(spec.get("annotations", {}), dict):
+        raise InvalidArgument(f"read {path}: it, or its annotations, are no object")
     base = pods.base_of_spec(spec, request.netns_path)
     return _Wanted(base, PodFiles(str(base.get("hostname", "")), owner=pod.root_of(base)))
 

@@ -284,7 +284,8 @@ def test_without_kubernetes(pod: MakePod) -> None:
     namespaces = [{"type": "uts"}, {"type": "network"}]
     spec = {"ociVersion": "1.0.2", "hostname": "plain", "linux": {"namespaces": namespaces}}
     (p.bundle / "config.json").write_text(json.dumps(spec))
-    pid = p.run()
+    pid = p.run(annotations={"test.shimd/a": "b"})
+    assert '"test.shimd/a": "b"' in p.status(verbose=True).info["info"]
     differ = [kind for kind in KINDS if namespace(pid, kind) != namespace(os.getpid(), kind)]
     assert differ == ["network", "uts"]
     other = pod()
