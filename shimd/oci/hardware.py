@@ -46,6 +46,8 @@ def net_devices(spec: Spec) -> Problems:
             yield Problem(at, f"invalid network device name {show(name)}")
         if device.name is not None and not _is_interface_name(device.name):
             yield Problem(f"{at}/name", f"invalid network device name {show(device.name)}")
+        if "lo" in (name, device.name):
+            yield Problem(at, "every network namespace has its own lo")
         inside = device.name or name
         if inside in seen:
             yield Problem(f"{at}/name", f"{show(inside)} is the name of {show(seen[inside])} in the container, too")

@@ -147,10 +147,12 @@ def test_an_interface_that_is_not_there(rig: Rig) -> None:
     assert not rig.state_dir().exists()
 
 
-def test_what_is_moved_comes_back_when_the_next_fails(direct: Rig, device: MakeDevice) -> None:
+def test_what_is_moved_comes_back_when_the_next_fails(direct: Rig, device: MakeDevice, namespace: str) -> None:
     good, other = device("10.90.1.1/24", "fd00:5::1/64"), device()
-    with pytest.raises(RuntimeFailure, match=f"network device {other} cannot be called lo: File exists"):
-        direct.create(with_devices("true", **{good: "eth0", other: "lo"}))
+    ip("--netns", namespace, "link", "add", "taken", "type", "bridge")
+    spec = in_namespace(with_devices("true", **{good: "eth0", other: "taken"}), f"/run/netns/{namespace}")
+    with pytest.raises(RuntimeFailure, match=f"network device {other} cannot be called taken: File exists"):
+        direct.create(spec)
     (link,) = json.loads(ip("-json", "address", "show", good))
     found = {entry["local"] for entry in link["addr_info"] if entry["scope"] == "global"}
     assert ("UP" in link["flags"], found) == (True, {"10.90.1.1", "fd00:5::1"})

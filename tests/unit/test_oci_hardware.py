@@ -65,6 +65,8 @@ def test_good_memory_policies(policy: dict[str, Any]) -> None:
         ({"eth0": {"name": "e:0"}}, '/eth0/name: invalid network device name "e:0"'),
         ({"eth0": {"name": "e\u00a00"}}, '/eth0/name: invalid network device name "e\\u00a00"'),
         ({"eth0": {"name": "ääääääää"}}, "/eth0/name: invalid network device name"),
+        ({"lo": {"name": "eth0"}}, "/lo: every network namespace has its own lo"),
+        ({"eth0": {"name": "lo"}}, "/eth0: every network namespace has its own lo"),
         ({"eth0": {"name": "x"}, "eth1": {"name": "x"}}, '/eth1/name: "x" is the name of "eth0" in the container, too'),
         ({"eth0": {"name": "eth1"}, "eth1": {}}, '/eth1/name: "eth1" is the name of "eth0" in the container, too'),
     ],
