@@ -109,6 +109,16 @@ def test_settings_in_another_form(launcher: Launcher, line: str) -> None:
     assert launcher.asks_python(*FLAGS, "start")
 
 
+def test_settings_without_a_newline_at_the_end(launcher: Launcher) -> None:
+    launcher.config.write_text(f'state = "{launcher.state}"')
+    assert launcher(*FLAGS, "start") == f"unix://{SOCKET}".encode()
+
+
+def test_nothing_but_the_answer_is_said(launcher: Launcher) -> None:
+    (launcher.bundle / "address").mkdir()
+    assert launcher.asks_python(*FLAGS, "start")
+
+
 def test_daemon_that_is_gone(launcher: Launcher) -> None:
     os.close(launcher.lock)
     launcher.lock = -1
