@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from contextlib import suppress
 
 from shimd.cli.command import Call, Command
 from shimd.cli.messages import Messages
@@ -67,7 +68,8 @@ class _Program:
             return self.run(words)
         except UsageError as error:
             reason = f": {error.reason}" if error.reason else "."
-            _print(f"Incorrect Usage{reason}\n\n{self.help()}")
+            with suppress(OSError):  # nobody reads it
+                _print(f"Incorrect Usage{reason}\n\n{self.help()}")
             self.messages.error(str(error))
             return FAILED
         except (ShimdError, OSError) as error:

@@ -141,6 +141,12 @@ def test_documents_that_are_none(running: Box, place: Path) -> None:
         assert (answer.code, answer.errors.count("\n")) == (255, 1)
 
 
+def test_a_document_from_a_pipe(running: Box, place: Path) -> None:
+    path = document(place, args=["echo", "from the pipe"])
+    command = ["bash", "-c", f"{' '.join(running.runtime.command)} exec -p <(sleep 0.1; cat {path}) {running.id}"]
+    assert running.runtime.run(command=command).output == "from the pipe\n"
+
+
 def test_nothing_to_execute(running: Box) -> None:
     answer = running.exec()
     assert answer.code == 255

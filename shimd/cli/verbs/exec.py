@@ -12,7 +12,6 @@ from shimd.oci.model import Capabilities, ConsoleSize, Process, User
 from shimd.oci.read import MAX_BYTES, read_process
 from shimd.runtime.control import derive_status
 from shimd.runtime.model import Container, ExecOptions, ExecProcess, Stdio
-from shimd.runtime.state import read_file
 from shimd.runtime.status import Operation, check
 
 _MAX_ID = (1 << 32) - 2  # the kernel keeps the one above for "none"
@@ -127,7 +126,7 @@ def _hand_out_pid(call: Call, container: Container, made: ExecProcess, handover:
 def make_process(call: Call, template: Process) -> Process:
     """``template`` is the container's own process. Raises InvalidArgument, InvalidSpec, OSError."""
     if path := call.text("process"):
-        return read_process(read_file(path, MAX_BYTES))
+        return read_process(_read(path))
     if len(call.arguments) < 2:
         raise InvalidArgument("exec args cannot be empty")
     cwd = call.text("cwd") or template.cwd
@@ -145,6 +144,15 @@ def make_process(call: Call, template: Process) -> Process:
         apparmor_profile=call.text("apparmor") or template.apparmor_profile,
         selinux_label=call.text("process-label") or template.selinux_label,
     )
+
+
+def _read(path: str) -> bytes:
+    """Engines write a file; a person may well give a pipe, which has to be waited for."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidArgument(f"read {path}: {error.strerror}") from error
 
 
 def _variable(entry: str) -> str:
