@@ -360,7 +360,8 @@ def _open_child(parent: Directory, name: str) -> Directory | None:
         raise
 
 
-def _ids(directory: Directory) -> list[int]:
+def ids_of(directory: Directory) -> list[int]:
+    """The processes of one cgroup; [] when it is gone."""
     try:
         text = directory.read("cgroup.procs")
     except OSError as err:
@@ -378,6 +379,6 @@ def pids_of(mount: str, relative: str) -> list[int]:
     namespace cannot see) is left out: nothing good comes of a signal to pid 0.
     """
     found: set[int] = set()
-    visit(mount, relative, enter=lambda directory: found.update(_ids(directory)))
+    visit(mount, relative, enter=lambda directory: found.update(ids_of(directory)))
     found.discard(0)
     return sorted(found)

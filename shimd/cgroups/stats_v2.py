@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from shimd.cgroups.files import Directory
+from shimd.cgroups.files import Directory, ids_of
 from shimd.cgroups.stats import (
     NO_LIMIT,
     BlkioEntry,
@@ -118,9 +118,12 @@ def numa(text: str) -> NumaUsage:
 
 
 def _pids(directory: Directory) -> PidsStats:
+    current = directory.read_or("pids.current", "")
+    if not current:  # there is no such controller, or it is not passed on
+        return PidsStats(len(ids_of(directory)))
     limit = number(directory.read_or("pids.max", ""))
     # libcontainer reports "no limit" as 0 here, and containerd's consumers know it so
-    return PidsStats(number(directory.read_or("pids.current", "")), 0 if limit == NO_LIMIT else limit)
+    return PidsStats(number(current), 0 if limit == NO_LIMIT else limit)
 
 
 def _io(directory: Directory) -> BlkioStats:

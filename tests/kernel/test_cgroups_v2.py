@@ -460,6 +460,7 @@ def test_stats_without_controllers(world: World) -> None:
     with member(way_into(cgroup), lambda: eat(MEBIBYTE)):
         found = cgroup.stats()
     assert found.version == 2
+    assert found.pids == (1, 0)
     assert found.cpu.total > 0
 
 
