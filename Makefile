@@ -37,7 +37,8 @@ help: ## List these targets
 .PHONY: venv
 venv: $(READY) ## Make the Python environment in .venv
 
-$(READY): pyproject.toml
+# The scripts are copied into the environment; all else runs from here.
+$(READY): pyproject.toml clients/containerd_shim/containerd-shim-shimd-v2 shimd/cli/shimrun
 	@.ci/tools/need-packages $(RUN_PACKAGES)
 	@.ci/tools/make-venv "$(VENV)"
 	@touch "$@"
