@@ -135,6 +135,11 @@ class Call:
             self._runtime = make_runtime(self.settings, self._launcher)
         return self._runtime
 
+    @property
+    def protection(self) -> str:
+        """How the executable that containers are made from is kept from being written to, once one was made."""
+        return self._launcher.protection
+
     def container(self) -> Container:
         """Raises NotFound, RuntimeFailure for a damaged state file."""
         return self.runtime().load(self.container_id)

@@ -124,18 +124,21 @@ class _Program:
     def fail(self, error: ShimdError | OSError) -> None:
         for note in getattr(error, "__notes__", ()):
             self.messages.warn(note)
-        text = _os_error_text(error) if isinstance(error, OSError) else self.text_of(error)
+        failure = getattr(error, "failure", None)  # of InitFailed in shimd.runtime.dialogue, which may not be loaded
+        if failure is not None and failure.op == "Execute" and self.verb in ("run", "exec"):
+            self.messages.program_error(str(failure))
+            return
+        text = _os_error_text(error) if isinstance(error, OSError) else str(error)
+        if failure is not None:
+            text = self.text_of(failure, getattr(error, "where", ""))
         hint = getattr(error, "hint", "")
         prefix = f"{self.name} {self.command.prefix}: " if self.command.prefix else ""
         self.messages.error(f"{prefix}{text}{f' ({hint})' if hint else ''}")
 
-    def text_of(self, error: ShimdError) -> str:
+    def text_of(self, failure: object, where: str) -> str:
         """What a new process could not do is told in runc's frame, where its users look for what is in it."""
-        failure = getattr(error, "failure", None)  # of InitFailed in shimd.runtime.dialogue, which may not be loaded
-        if failure is None:
-            return str(error)
         stage = "" if self.verb == "exec" else "error during container init: "
-        return f"unable to start container process: {stage}{failure} ({getattr(error, 'where', '')})"
+        return f"unable to start container process: {stage}{failure} ({where})"
 
     def report_bug(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """An exception that is none of ours: a bug, which is one line too. Where it happened is in the debug log."""

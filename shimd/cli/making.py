@@ -9,7 +9,7 @@ from contextlib import closing
 
 from shimd.cli.command import Call, flag, number, text
 from shimd.cli.handover import Handover
-from shimd.cli.phases import CREATE, log_filter, log_phases
+from shimd.cli.phases import CREATE, log_filter, log_phases, log_protection
 from shimd.errors import ShimdError
 from shimd.runtime.bundle import read_config
 from shimd.runtime.model import Container, CreateOptions, Stdio
@@ -98,6 +98,7 @@ class Making:
         container = self._runtime.create(self._id, self._bundle, config=self._config.data, stdio=stdio, options=options)
         for warning in container.warnings:
             call.messages.warn(warning)
+        log_protection(call.messages, call.settings.program, call.protection)
         log_filter(call.messages, self._config.spec.linux.seccomp, self._runtime.env.host)
         log_phases(call.messages, container.timings, CREATE)
         return container

@@ -42,6 +42,13 @@ class Messages:
     def warn(self, message: str) -> None:
         self._line("warning", message)
 
+    def program_error(self, message: str) -> None:
+        """As ``error``; on a terminal it looks like what the program itself would have said."""
+        if self._fd == 2:
+            _write(2, f"{message}\n")
+        else:
+            self.error(message)
+
     def error(self, message: str) -> None:
         """The last thing that is said."""
         self._line("error", message)

@@ -28,6 +28,11 @@ def log_phases(messages: Messages, timings: Mapping[str, float], words: Mapping[
             messages.debug(f"{known}{phase}: {milliseconds:.1f} ms")
 
 
+def log_protection(messages: Messages, program: str, protection: str) -> None:
+    messages.debug(f"{program} exeseal: using {protection} for sealed /proc/self/exe")
+    messages.debug(f"{program} exeseal: using /proc/self/exe clone")
+
+
 def log_filter(messages: Messages, profile: Seccomp | None, host: HostFacts) -> None:
     if profile is not None and messages.debugging:
         from shimd.plan.seccomp import filter_flags

@@ -16,6 +16,7 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 from contextlib import suppress
 
 from shimd.errors import RuntimeFailure
+from shimd.linux.mount import OVERLAYFS_SUPER_MAGIC, statfs_type
 from shimd.linux.selfexe import protected_executable
 from shimd.typed import TYPE_CHECKING
 
@@ -28,10 +29,13 @@ _PROGRAM = "import sys; sys.path.append(sys.argv[1]); from shimd.init.spare impo
 
 
 class DirectLauncher:
-    """``hold`` and ``exit_file`` of a request are the keeper's. One thread."""
+    """``hold`` and ``exit_file`` of a request are the keeper's. One thread. ``protection`` tells how the executable of
+    the last spare is kept from being written to.
+    """
 
     def __init__(self) -> None:
         self._spare: _Executed | None = None
+        self.protection = ""
 
     def prepare(self) -> None:
         """Execute the spare of the next launch, so that it is there in time. What is wrong the launch will tell."""
@@ -46,6 +50,7 @@ class DirectLauncher:
 
     def launch(self, request: LaunchRequest) -> Launched:
         spare, self._spare = self._spare or _Executed(), None
+        self.protection = spare.protection
         return spare.launch(request)
 
     def discard(self, name: str, launched: Launched) -> None:
@@ -74,7 +79,7 @@ class _Executed:
         """Raises RuntimeFailure."""
         self._channel, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         try:
-            self._pid = _execute(theirs)
+            self._pid, self.protection = _execute(theirs)
         except OSError as error:
             self._channel.close()
             raise RuntimeFailure(f"execute a protected copy of the interpreter: {error.strerror}") from error
@@ -104,8 +109,8 @@ class _Executed:
         os.waitpid(self._pid, 0)
 
 
-def _execute(channel: socket) -> int:
-    """argv[0] is where Python looks for its library from."""
+def _execute(channel: socket) -> tuple[int, str]:
+    """The pid, and how the executable is protected. argv[0] is where Python looks for its library from."""
     interpreter: str = getattr(sys, "_base_executable", sys.executable)
     executable = protected_executable(interpreter)
     fd = channel.fileno()
@@ -119,6 +124,7 @@ def _execute(channel: socket) -> int:
         (os.POSIX_SPAWN_DUP2, fd, fd),  # clears close-on-exec
     ]
     try:
-        return os.posix_spawn(f"/proc/self/fd/{executable}", argv, env, file_actions=actions)
+        protection = "overlayfs" if statfs_type(executable) == OVERLAYFS_SUPER_MAGIC else "memfd"
+        return os.posix_spawn(f"/proc/self/fd/{executable}", argv, env, file_actions=actions), protection
     finally:
         os.close(executable)
