@@ -129,7 +129,6 @@ def manager(
     properties; None: if it has the form of one. Raises InvalidSpec.
     """
     if systemd or (systemd is None and host.systemd and names_unit(cgroups_path)):
-        # Loaded for those who use it only: D-Bus takes longer to load than a container to make.
         from shimd.cgroups import systemd as driver
 
         return driver.new_manager(host, cgroups_path, container_id, annotations)

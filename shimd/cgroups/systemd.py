@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from shimd.cgroups import devices, oom, resources_v1, resources_v2, systemd_properties
 from shimd.cgroups.files import Directory, open_directory, open_if_there
 from shimd.cgroups.place import Group, clean, v1_groups
-from shimd.cgroups.systemd_bus import Systemd
 from shimd.cgroups.systemd_properties import Property
 from shimd.cgroups.systemd_unit import Unit, find_unit
 from shimd.cgroups.v1 import V1Manager, device_writes
@@ -25,9 +24,20 @@ from shimd.cgroups.v2 import V2Manager
 from shimd.errors import FailedPrecondition, InternalError, Unimplemented
 from shimd.host.facts import Hierarchy, HostFacts
 from shimd.oci.model import Resources
+from shimd.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shimd.cgroups.systemd_bus import Systemd
 
 Manager = V1Manager | V2Manager  # one of the subclasses below
 Properties = Callable[[int], list[Property]]  # for a version of systemd
+
+
+def _connect(*, user: bool) -> Systemd:
+    """D-Bus takes longer to load than a container to make, and many calls of a command line have no use for it."""
+    from shimd.cgroups.systemd_bus import Systemd
+
+    return Systemd(user=user)
 
 
 class _Handle:
@@ -42,7 +52,7 @@ class _Handle:
 
     def prepare(self, properties: Properties) -> None:
         """All that can fail without a process. The connection is kept for ``start``."""
-        self._systemd = Systemd(user=self.user)
+        self._systemd = _connect(user=self.user)
         self._properties = properties(self._systemd.version())
 
     def start(self, pid: int, *, v2: bool) -> None:
@@ -59,19 +69,19 @@ class _Handle:
             self._systemd = None
 
     def set(self, properties: Properties) -> None:
-        with Systemd(user=self.user) as systemd:
+        with _connect(user=self.user) as systemd:
             wanted = properties(systemd.version())
             if wanted:
                 systemd.set_unit_properties(self.unit.name, wanted)
 
     def attach(self, pid: int, sub: str) -> None:
-        with Systemd(user=self.user) as systemd:
+        with _connect(user=self.user) as systemd:
             systemd.attach_processes_to_unit(self.unit.name, f"/{clean(sub)}", [pid])
 
     def stop(self) -> None:
         self.close()
         if self.started:
-            with Systemd(user=self.user) as systemd:
+            with _connect(user=self.user) as systemd:
                 systemd.stop_unit(self.unit.name)
 
     def to_state(self) -> dict[str, object]:
@@ -266,7 +276,7 @@ def _v2_group(unified: Hierarchy | None, unit: Unit, *, user: bool) -> Group:
     assert unified is not None
     above = ""
     if user:
-        with Systemd(user=True) as systemd:
+        with _connect(user=True) as systemd:
             above = systemd.control_group()
     return Group((), unified.mount_point, clean(f"{above}/{unit.path}"))
 

@@ -6,10 +6,9 @@ though: systemd writes all that it knows again whenever it changes anything, wit
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
-from shimd.cgroups import gvariant, resources_v2
+from shimd.cgroups import resources_v2
 from shimd.cgroups.devices import ANY, Access, access_text
 from shimd.cgroups.systemd_unit import Unit
 from shimd.errors import InvalidSpec, Problem
@@ -17,7 +16,7 @@ from shimd.oci.model import Cpu, Pairs, Pids, Resources
 from shimd.oci.values import cpu_list
 from shimd.typed import Any
 
-Property = tuple[str, gvariant.Variant]
+Property = tuple[str, tuple[str, Any]]  # name, D-Bus signature, value
 
 INFINITY = 2**64 - 1
 _DEFAULT_PERIOD = 100000  # microseconds
@@ -193,7 +192,7 @@ def _of_cpu_max(value: str, version: int) -> list[Property]:
 def _number(text: str) -> int:
     if text == "max":
         return INFINITY
-    if not re.fullmatch("[0-9]+", text):
+    if not (text.isascii() and text.isdigit()):
         raise ValueError("not a number")
     return int(text)
 
@@ -249,11 +248,13 @@ def of_annotations(annotations: Mapping[str, str]) -> list[Property]:
 
 
 def _of_annotation(name: str, text: str) -> Property:
-    if not re.fullmatch("[A-Za-z]{3,}", name):
+    if not (name.isascii() and name.isalpha() and len(name) >= 3):
         raise ValueError("a property's name has three letters or more, and nothing else")
+    from shimd.cgroups import gvariant  # with regular expressions, which take longer to load than to use
+
     signature, value = gvariant.parse(text)
     # The names in unit files that end in Sec are USec on the bus, with a number of microseconds.
-    if re.search("[a-z]Sec$", name):
+    if name.endswith("Sec") and name[-4:-3].islower():
         return name.removesuffix("Sec") + "USec", ("t", _microseconds(signature, value))
     return name, (signature, value)
 

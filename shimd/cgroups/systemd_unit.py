@@ -4,19 +4,19 @@ systemd gives to such a unit. Pure.
 
 from __future__ import annotations
 
-import re
-
 from shimd.errors import InvalidSpec, Problem
 from shimd.records import Record
 
 _POINTER = "/linux/cgroupsPath"
 _SLICE = ".slice"
-_INVALID = re.compile(r"[^A-Za-z0-9:_.\\-]")  # in the name of a unit, systemd.unit(5)
+# Of the name of a unit, systemd.unit(5).
+_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.\\-")
 # Names that cgroup files have, or may have with the next kernel.
-_LIKE_CGROUP_FILE = re.compile(
-    r"[_.]|notify_on_release$|release_agent$|tasks$"
-    r"|(cgroup|cpu|cpuacct|cpuset|io|blkio|memory|devices|pids|hugetlb|freezer|net_cls|net_prio|perf_event|rdma|misc)\."
-)
+_FILES = ("notify_on_release", "release_agent", "tasks")
+_CONTROLLERS = (
+    "cgroup", "cpu", "cpuacct", "cpuset", "io", "blkio", "memory", "devices", "pids", "hugetlb", "freezer", "net_cls",
+    "net_prio", "perf_event", "rdma", "misc",
+)  # fmt: skip
 
 
 class Unit(Record):
@@ -49,7 +49,7 @@ def find_unit(cgroups_path: str, container_id: str, *, user: bool = False) -> Un
     if title.endswith(_SLICE):
         return Unit(title, parent, expand_slice(title), title)
     # "@", which joins namespace and id where there is no path, is for units made from templates.
-    name = _INVALID.sub(_escape, f"{prefix}-{title}.scope".replace("@", ":"))
+    name = _escape(f"{prefix}-{title}.scope".replace("@", ":"))
     return Unit(name, parent, f"{above}/{escape_cgroup(name)}".lstrip("/"), title)
 
 
@@ -59,7 +59,7 @@ def expand_slice(name: str) -> str:
     if stem == "-" != name:
         return ""
     parts = stem.split("-")
-    if stem == name or "/" in name or _INVALID.search(name) or not all(parts):
+    if stem == name or "/" in name or not _CHARACTERS.issuperset(name) or not all(parts):
         raise _invalid(f"invalid slice name: {name}")
     slices = ["-".join(parts[:count]) + _SLICE for count in range(1, len(parts) + 1)]
     return "/".join(map(escape_cgroup, slices))
@@ -67,12 +67,14 @@ def expand_slice(name: str) -> str:
 
 def escape_cgroup(name: str) -> str:
     """systemd puts an underscore before a name that could be taken for a cgroup's file."""
-    return f"_{name}" if _LIKE_CGROUP_FILE.match(name) else name
+    like_file = name in _FILES or name.partition(".")[0] in _CONTROLLERS
+    return f"_{name}" if like_file or name.startswith(("_", ".")) else name
 
 
-def _escape(found: re.Match[str]) -> str:
+def _escape(name: str) -> str:
     """As systemd-escape(1) does it: container ids may have a "+", units may not."""
-    return "".join(f"\\x{byte:02x}" for byte in found[0].encode())
+    parts = (part if part in _CHARACTERS else "".join(f"\\x{byte:02x}" for byte in part.encode()) for part in name)
+    return "".join(parts)
 
 
 def _invalid(text: str) -> InvalidSpec:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,3 +161,10 @@ def test_the_private_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gre
     with FakeSystemd(tmp_path / "systemd" / "private", greeting=greeting) as fake, Systemd(user=True) as systemd:
         systemd.start_transient_unit("a.scope", [])
     assert fake.methods() == ["StartTransientUnit"]
+
+
+def test_only_who_talks_to_systemd_loads_what_that_takes() -> None:
+    """A look at a container that is a unit is none of these."""
+    code = f"import sys; sys.path += {sys.path}; import shimd.cgroups.systemd; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert not {"jeepney", "re", "typing", "enum", "socket"} & set(done.stdout.split())
