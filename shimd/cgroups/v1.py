@@ -189,7 +189,7 @@ class V1Manager:
         try:
             return files.open_beneath(unified.mount, path)
         except OSError as err:
-            raise files.open_error("enter the cgroup", err) from err
+            raise files.open_error("enter the cgroup by adding pid 0 to it", err) from err
 
     def entry(self) -> Callable[[int], None] | None:
         """None: the process joins by itself."""

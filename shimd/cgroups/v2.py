@@ -229,7 +229,7 @@ class V2Manager:
         try:
             return files.open_beneath(self._group.mount, path)
         except OSError as err:
-            raise files.open_error("enter the cgroup", err) from err
+            raise files.open_error("enter the cgroup by adding pid 0 to it", err) from err
 
     def _path_of_init(self, init_pid: int) -> str:
         """The container's cgroup, unless it cannot take processes: an init like systemd moves itself to a cgroup

@@ -209,7 +209,9 @@ def test_exec_joins_a_sub_cgroup(world: World) -> None:
 @on_v2
 def test_exec_into_a_missing_sub_cgroup(world: World) -> None:
     cgroup = world.create()
-    with pytest.raises(RuntimeFailure, match=r"unable to enter the cgroup: open .*/a/sub: no such file"):
+    with pytest.raises(
+        RuntimeFailure, match=r"unable to enter the cgroup by adding pid 0 to it: open .*/a/sub: no such file"
+    ):
         cgroup.exec_cgroup_fd(1, {"": "sub"})
 
 
