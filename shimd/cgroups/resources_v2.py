@@ -22,7 +22,7 @@ def writes(resources: Resources, *, bfq: bool = False) -> list[Write]:
         *pids(resources.pids),
         *memory(resources.memory),
         *block_io(resources.block_io, bfq=bfq),
-        *cpu(resources.cpu),
+        *cpu(resources.cpu._replace(shares=None) if makes_idle(resources.unified) else resources.cpu),
         *cpuset(resources.cpu),
         *hugetlb(resources.hugepage_limits),
         *rdma(resources.rdma.items()),
@@ -156,18 +156,23 @@ def hugetlb(wanted: Iterable[HugepageLimit]) -> list[Write]:
     return writes
 
 
+def makes_idle(wanted: Pairs) -> bool:
+    """Of ``unified``; such a group has a fixed weight and refuses another."""
+    return wanted.get("cpu.idle", "").strip() == "1"
+
+
 def unified(wanted: Pairs) -> list[Write]:
     """``linux.resources.unified``: file names to text, one write per line. Raises InvalidSpec with every bad name."""
     problems = []
     writes = []
-    idle = wanted.get("cpu.idle", "").strip() == "1"
+    idle = makes_idle(wanted)
     for name, text in wanted.items():
         pointer = "/linux/resources/unified/" + name.replace("~", "~0").replace("/", "~1")
         if "/" in name:
             problems.append(Problem(pointer, f'unified resource "{name}" must be a file name (no slashes)'))
         elif "." not in name.strip("."):
             problems.append(Problem(pointer, f'unified resource "{name}" must be in the form CONTROLLER.PARAMETER'))
-        if not (idle and name == "cpu.weight"):  # which an idle group refuses
+        if not (idle and name == "cpu.weight"):
             writes += [Write(name, line) for line in text.splitlines() or [""]]
     if problems:
         raise InvalidSpec(problems)

@@ -166,7 +166,7 @@ def of_unified(unified: Pairs, version: int) -> list[Property]:
 
 
 def _of_file(file: str, value: str, unified: Pairs, version: int) -> list[Property]:
-    idle = unified.get("cpu.idle", "").strip() == "1" and version >= _CPU_IDLE
+    idle = resources_v2.makes_idle(unified) and version >= _CPU_IDLE
     match file:
         case "cpu.idle" if idle:
             return [_u64("CPUWeight", 0)]

@@ -280,6 +280,7 @@ def test_rdma(convert: object) -> None:
 class TestUnified:
     def test_lines(self) -> None:
         assert resources_v2.unified({"cpu.idle": "1", "cpu.weight": "8"}) == [Write("cpu.idle", "1")]
+        assert v2(cpu=Cpu(shares=512), unified={"cpu.idle": "1"}) == []
         assert resources_v2.unified({"io.max": "8:0 rbps=1\n8:16 rbps=2\n", "memory.low": "0"}) == [
             Write("io.max", "8:0 rbps=1"),
             Write("io.max", "8:16 rbps=2"),
