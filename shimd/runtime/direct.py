@@ -13,11 +13,13 @@ import os
 import sys
 import time
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from shimd.errors import RuntimeFailure
 from shimd.linux.mount import OVERLAYFS_SUPER_MAGIC, statfs_type
 from shimd.linux.selfexe import protected_executable
+from shimd.linux.signals import signal
 from shimd.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,6 +63,30 @@ class DirectLauncher:
 
     def forget(self, *names: str) -> None:
         """There are no exit records."""
+
+    @contextmanager
+    def user_namespace(self, name: str) -> Iterator[Launched]:
+        """A fork will do: nothing of a container ever sees it, and the spare is for better things."""
+        from shimd.init.request import Launched
+        from shimd.linux.process import CLONE_NEWUSER, clone3, set_pdeathsig
+
+        try:
+            pid, pidfd = clone3(CLONE_NEWUSER)
+        except OSError as error:
+            raise RuntimeFailure(f"make process: {error.strerror}") from error
+        if pid == 0:
+            try:
+                set_pdeathsig(signal.SIGKILL)
+                while True:
+                    signal.pause()
+            finally:
+                os._exit(1)
+        launched = Launched(pid, pidfd)
+        try:
+            yield launched
+        finally:
+            self.discard(name, launched)
+            os.close(pidfd)
 
     def wait(self, name: str, pid: int) -> Exit:
         """Reap a process of ours when it ends."""

@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import errno
 import os
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 from collections.abc import Iterable
-from contextlib import closing
 
 from shimd.errors import RuntimeFailure
 from shimd.init.handshake import Message, id_map_error
-from shimd.init.request import LaunchRequest
 from shimd.linux.mount import AT_EMPTY_PATH, AT_RECURSIVE, MOUNT_ATTR_IDMAP, mount_setattr
 from shimd.linux.process import CLONE_NEWUSER
-from shimd.plan import ops, wire
+from shimd.plan import ops
 from shimd.runtime.launch import Launcher
 from shimd.runtime.mapped import Maps
 from shimd.runtime.namespaces import open_namespace
 from shimd.runtime.process import write_id_maps
-
-_WAIT = wire.dumps((ops.Step(ops.Sync("maps"), ""),))
 
 
 class IdMaps:
@@ -62,21 +57,13 @@ class IdMaps:
             os.close(fd)
 
     def _make(self, source: ops.IdMapSource) -> int:
-        """The name of the launch has a colon, as no id can have."""
-        name = f"{self._name}:{source.slot}"
-        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        with closing(ours), closing(theirs):
-            request = LaunchRequest(name, CLONE_NEWUSER, b"", _WAIT, (("control", theirs.fileno()),))
-            try:
-                launched = self._launcher.launch(request)
-            except RuntimeFailure as error:
-                raise RuntimeFailure(f"make a user namespace for id-mapped mounts: {error}") from error
-            try:
-                write_id_maps(launched, source.uid_map, source.gid_map)
-                return os.open(f"/proc/{launched.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-            finally:
-                self._launcher.discard(name, launched)
-                os.close(launched.pidfd)
+        try:
+            # No id has a colon, so this is the name of no other process.
+            with self._launcher.user_namespace(f"{self._name}:{source.slot}") as held:
+                write_id_maps(held, source.uid_map, source.gid_map)
+                return os.open(f"/proc/{held.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        except RuntimeFailure as error:
+            raise RuntimeFailure(f"make a user namespace for id-mapped mounts: {error}") from error
 
     def apply(self, fd: int, tree: ops.TreeSource) -> None:
         """To a tree that the runtime has opened. Raises RuntimeFailure."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import select
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 
 from shimd.init.request import Launched, LaunchRequest
-from shimd.linux.process import pidfd_send_signal
+from shimd.linux.process import CLONE_NEWUSER, pidfd_send_signal
 from shimd.linux.signals import signal
 from shimd.typed import TYPE_CHECKING, Protocol
 
@@ -27,6 +31,9 @@ class Launcher(Protocol):
     def forget(self, *names: str) -> None:
         """The exits of these launches are of no more interest, whether they have happened or not."""
 
+    def user_namespace(self, name: str) -> AbstractContextManager[Launched]:
+        """A process in a new user namespace, without maps, that does nothing; dead in the end."""
+
 
 class KeeperLauncher:
     def __init__(self, client: KeeperClient) -> None:
@@ -41,6 +48,21 @@ class KeeperLauncher:
 
     def forget(self, *names: str) -> None:
         self.client.forget(*names)
+
+    @contextmanager
+    def user_namespace(self, name: str) -> Iterator[Launched]:
+        """It ends when we do, too: end of file is an answer to what it waits for."""
+        from shimd.plan import ops, wire
+
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        with closing(ours), closing(theirs):
+            steps = wire.dumps((ops.Step(ops.Sync("maps"), ""),))
+            launched = self.launch(LaunchRequest(name, CLONE_NEWUSER, b"", steps, (("control", theirs.fileno()),)))
+            try:
+                yield launched
+            finally:
+                self.discard(name, launched)
+                os.close(launched.pidfd)
 
 
 def kill_and_wait(pidfd: int) -> None:
