@@ -228,6 +228,29 @@ def test_a_creator_that_is_terminated_leaves_nothing(box: Box) -> None:
     assert not box.cgroup("pids").exists()
 
 
+@OURS_ONLY  # of runc init lives on
+def test_what_a_creator_that_was_killed_has_made_is_deleted_by_force(box: Box) -> None:
+    marker = box.bundle / "began"
+    hook = {
+        "path": "/bin/sh",
+        "args": ["sh", "-c", f"echo $$ >{marker}.new; mv {marker}.new {marker}; exec sleep 1000"],
+    }
+    box.spec["hooks"] = {"createRuntime": [hook]}
+    box.write()
+    with subprocess.Popen(
+        [*box.runtime.command, "create", "--bundle", str(box.bundle), box.id], stdin=subprocess.DEVNULL
+    ) as creator:
+        while not marker.exists():
+            assert creator.poll() is None
+        creator.kill()
+    os.kill(int(marker.read_text()), signal.SIGKILL)
+    assert "container does not exist" in box.runtime.fails("state", box.id)
+    assert box.cgroup("pids").exists()
+    box.runtime("delete", "--force", box.id)
+    assert os.listdir(box.runtime.root) == []
+    assert not box.cgroup("pids").exists()
+
+
 def test_failures_to_create_leave_nothing(box: Box) -> None:
     box.spec["process"]["args"] = ["/nosuch"]
     box.write()
