@@ -66,6 +66,7 @@ LINUX = (
         "cut -d. -f1 /proc/uptime | cut -c1-3; cat /proc/self/timens_offsets | tr -s ' '",
         "100\nmonotonic 200000000 0\nboottime 100000000 0\n",
         alone=NEWER,
+        needs=("namespace:time",),
     ),
     Case(
         "memory policy",

@@ -150,6 +150,13 @@ PROCESS = (
         "idle\n",
         alone=NEWER,
     ),
-    Case("personality", {"linux/personality": {"domain": "LINUX32"}}, "uname -m", "i686\n", alone=NEWER),
+    Case(
+        "personality",
+        {"linux/personality": {"domain": "LINUX32"}},
+        "uname -m",
+        "i686\n",
+        alone=NEWER,
+        needs=("runs:setarch i686 true",),
+    ),
     Case("plain personality", {"linux/personality": {"domain": "LINUX"}}, "uname -m", alone=NEWER),
 )

@@ -127,6 +127,7 @@ def test_user_namespace(client: Client, pause: Callable[..., Box], box: MakeBox)
     assert run.output.split()[-4:] == ["0", "0", "100000", "65536"]
 
 
+@requires("namespace:time")
 def test_time_namespace(client: Client, pause: Callable[..., Box], box: MakeBox) -> None:
     pid = pause("time", timeOffsets={"boottime": {"secs": 10**8}}).state().pid
     b = box(spec=join(runc_default(*shell(f"{SEE}; cut -c1-3 /proc/uptime")), pid, "time"))
