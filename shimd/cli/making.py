@@ -56,8 +56,8 @@ class Making:
                 self._handover.write_pid(container.pid)
                 if start and self._manager:
                     self._start_and_wait(container)
-            except BaseException:
-                self._runtime.delete(container, force=True)
+            except BaseException as error:
+                self._abandon(container, error)
                 raise
 
     def foreground(self, *, keep: bool) -> int:
@@ -69,8 +69,8 @@ class Making:
                 try:
                     self._handover.write_pid(container.pid)
                     code = self._follow(foreground, container)
-                except BaseException:
-                    self._runtime.delete(container, force=True)
+                except BaseException as error:
+                    self._abandon(container, error)
                     raise
                 if not keep:
                     self._delete(container)
@@ -119,6 +119,13 @@ class Making:
         with closing(Notify(container, self._manager, self._call.messages)) as notify:
             self._runtime.start(container)
             return foreground.follow(container.pid, container.pidfd, console, notify)
+
+    def _abandon(self, container: Container, error: BaseException) -> None:
+        """What is wrong with that must not hide why."""
+        try:
+            self._runtime.delete(container, force=True)
+        except (ShimdError, OSError) as problem:
+            error.add_note(f"failed to delete container {self._id}: {problem}")
 
     def _delete(self, container: Container) -> None:
         """What is wrong with that changes nothing about the program's exit code."""

@@ -91,7 +91,7 @@ def _boolean(name: str, value: str) -> bool:
 
 def _number(name: str, value: str) -> int:
     try:
-        number = int(value, 0)
+        number = int(value if value.isascii() else "", 0)
     except ValueError:
         number = -(1 << 64)
     if -(1 << 63) <= number < 1 << 63:
