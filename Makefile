@@ -15,8 +15,8 @@ RUN_PACKAGES := python3-venv=/usr/share/doc/python3-venv libseccomp2 busybox-sta
 TEST_PACKAGES := $(RUN_PACKAGES) debootstrap runc=runc crun=crun shellcheck=shellcheck util-linux=unshare uidmap=newuidmap iproute2=ip \
 	golang-github-containers-common=/usr/share/containers/seccomp.json procps=ps
 BENCH_PACKAGES := $(RUN_PACKAGES) runc=runc crun=crun
-# Programs of others that the tests with containerd and Docker drive.
-PEER_PACKAGES := containerd=containerd containernetworking-plugins=/usr/lib/cni/bridge docker.io=dockerd
+# Programs of others that the tests with containerd, Docker and Podman drive.
+PEER_PACKAGES := containerd=containerd containernetworking-plugins=/usr/lib/cni/bridge docker.io=dockerd podman=podman
 LAB_PACKAGES := user-mode-linux=linux.uml systemd=/lib/systemd/systemd dbus=dbus-daemon apparmor=apparmor_parser \
 	checkpolicy=checkpolicy
 
@@ -83,9 +83,9 @@ test-containerd: venv ## Tests with stock containerds of three versions, the new
 	@$(PYTEST) --slow tests/containerd
 
 .PHONY: test-interop
-test-interop: venv ## Tests with stock Docker engines of two versions, the newer one fetched once: needs root
+test-interop: venv ## Tests with stock Docker, one version fetched once, and Podman: needs root
 	@.ci/tools/need-packages $(TEST_PACKAGES) $(PEER_PACKAGES)
-	@[[ $$(id -u) == 0 ]] || { echo 'make test-interop: needs root, for dockerd' >&2; exit 1; }
+	@[[ $$(id -u) == 0 ]] || { echo 'make test-interop: needs root, for dockerd and podman' >&2; exit 1; }
 	@tests/lab/peers "$(PEERS)" containerd-1.7 docker-26 || $(UNFETCHED)
 	@INTEROP=whole $(PYTEST) --slow tests/interop
 

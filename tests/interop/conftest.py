@@ -1,4 +1,4 @@
-"""An engine of each version with each of our runtimes."""
+"""A Docker engine of each version with each of our runtimes, and Podman as root and as a user."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from tests.interop.docker_rig import SETTINGS, Docker, shims
 from tests.interop.dockers import SETUPS, Setup
 from tests.interop.network import own_network
+from tests.interop.podman_rig import USER, Podman, account, helpers
 from tests.support import session, wait
 from tests.support.requires import lack
 
@@ -73,11 +74,36 @@ def _starter(setup: Setup) -> Iterator[StartDocker]:
         yield StartDocker(stack, setup)
 
 
+@pytest.fixture(scope="module")
+def podman(module_place: Path, _module_leaves_nothing: None) -> Iterator[Podman]:
+    """As root."""
+    _require_podman()
+    with Podman(module_place) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def rootless(module_place: Path, _module_leaves_nothing: None) -> Iterator[Podman]:
+    """As an ordinary user."""
+    _require_podman()
+    home = module_place / "home"
+    home.mkdir(mode=0o711)
+    with account(module_place), Podman(home, USER) as rig:
+        yield rig
+
+
+def _require_podman() -> None:
+    for need in ("root", "program:podman", "program:newuidmap"):
+        if reason := lack(need):
+            pytest.skip(reason)
+
+
 @pytest.fixture(autouse=True)
-def _shims_end(_test_leaves_nothing: None) -> Iterator[None]:
-    before = shims()
+def _engines_settle(_test_leaves_nothing: None) -> Iterator[None]:
+    """Some of an engine's processes outlive the container that they are for: they end by themselves."""
+    before = shims() | helpers()
     yield
-    for pid in shims() - before:
+    for pid in (shims() | helpers()) - before:
         wait.process_gone(pid)
 
 

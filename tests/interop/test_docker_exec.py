@@ -36,7 +36,6 @@ EXECS: dict[str, tuple[str, list[str], int, str, str]] = {
 }
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("case", EXECS)
 def test_exec(docker: Docker, box: str, case: str) -> None:
     flags, command, code, output, error = EXECS[case]
@@ -61,7 +60,6 @@ def test_exec_in_the_background(docker: Docker, box: str) -> None:
     docker("exec", box, "sh", "-c", "until test -s /tmp/went; do sleep 0.05; done")
 
 
-@pytest.mark.core
 def test_exec_ends_with_its_container(docker: Docker, name: str) -> None:
     with docker.removed(name):
         docker.sleeper(name)
@@ -109,7 +107,6 @@ def test_run_on_a_terminal(docker: Docker, name: str) -> None:
         assert terminal.modes() == before
 
 
-@pytest.mark.core
 def test_detach_from_a_terminal_and_attach_again(docker: Docker, name: str) -> None:
     command = docker.command(*docker.run_arguments("--name", name, "-it", IMAGE, "sh"))
     with docker.removed(name):
@@ -147,7 +144,6 @@ def test_logs(docker: Docker, name: str) -> None:
         assert docker("logs", "--tail", "2", "--timestamps", name).endswith("Z 1000")
 
 
-@pytest.mark.core
 @requires("program:ps")
 def test_top(docker: Docker, name: str) -> None:
     with docker.removed(name):

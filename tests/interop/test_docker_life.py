@@ -57,7 +57,6 @@ def test_stop_sends_the_signal_of_the_container(docker: Docker, name: str) -> No
         assert docker.inspect(name, "{{.State.ExitCode}}") == "8"
 
 
-@pytest.mark.core
 def test_stop_kills_what_does_not_end(docker: Docker, name: str) -> None:
     with docker.removed(name):
         docker.detached(name, IMAGE, "sleep", "1000")  # as pid 1 without a handler it ignores SIGTERM
@@ -104,7 +103,6 @@ def test_container_that_could_not_start_can_be_started_later(docker: Docker, nam
         assert docker("wait", name) == "0"
 
 
-@pytest.mark.core
 def test_restart_policy_on_failure(docker: Docker, name: str) -> None:
     with docker.removed(name):
         docker.detached(name, "--restart", "on-failure:2", IMAGE, "sh", "-c", "echo try; exit 4")
@@ -175,7 +173,6 @@ def test_health(docker: Docker, name: str) -> None:
         assert {(entry["ExitCode"], entry["Output"]) for entry in health["Log"]} <= {(0, "looked\n"), (1, "looked\n")}
 
 
-@pytest.mark.core
 def test_events(docker: Docker, name: str) -> None:
     docker.detached(name, IMAGE, "sh", "-c", "read x; exit 6")  # the standard input is /dev/null
     docker("wait", name)

@@ -19,7 +19,6 @@ from tests.support.requires import requires
 COUNTER = "n=0; until test -e /end; do n=$((n+1)); echo $n; sleep 0.05; done; echo end; exit 5"
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("what", "number"),
     [("dockerd", signal.SIGTERM), ("dockerd", signal.SIGKILL), ("both", signal.SIGKILL)],
@@ -36,8 +35,9 @@ def test_containers_outlive(start_docker: StartDocker, what: str, number: signal
     if what == "both":
         docker.stop_containerd(number)
     end_of_ends(pids["ends"])
-    os.kill(pids["again"], signal.SIGKILL)
-    wait.process_gone(pids["again"])
+    if what == "dockerd":  # the exit that a containerd publishes late races in dockerd with the restart
+        os.kill(pids["again"], signal.SIGKILL)
+        wait.process_gone(pids["again"])
     if what == "both":
         docker.start_containerd()
     docker.start()
@@ -46,7 +46,8 @@ def test_containers_outlive(start_docker: StartDocker, what: str, number: signal
     # A containerd from 1.7 on deletes at its start what has ended by then, and the code is lost.
     is_lost = what == "both" and docker.setup.containerd != "1.6"
     assert docker("wait", "ends") == ("255" if is_lost else "6")
-    docker.await_event("again", "start")
+    if what == "dockerd":
+        docker.await_event("again", "start")
     assert docker.inspect("again", "{{.State.Running}}") == "true"
     docker("exec", "counter", "touch", "/end")
     assert docker("wait", "counter") == "5"

@@ -31,7 +31,6 @@ def test_input_reaches_the_program_and_ends(docker: Docker) -> None:
     assert (done.returncode, done.stdout) == (3, "a\nb\n")
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("code", "command", "text"),
     [
@@ -133,7 +132,6 @@ def test_device_with_read_access_alone(docker: Docker) -> None:
     assert "Operation not permitted" in done.stderr
 
 
-@pytest.mark.core
 def test_volumes(docker: Docker, name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("from the host\n")
     tmp_path.chmod(0o755)
@@ -168,7 +166,6 @@ def test_host_pid_namespace(docker: Docker) -> None:
     assert done.stdout == Path("/proc/self/comm").read_text()
 
 
-@pytest.mark.core
 def test_namespaces_of_another_container(docker: Docker, name: str) -> None:
     with docker.removed(name):
         docker.sleeper(name, "--ipc", "shareable")
