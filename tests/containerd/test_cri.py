@@ -8,6 +8,7 @@ import ipaddress
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -112,6 +113,24 @@ def test_shared_process_namespace(pod_containerd: PodContainerd, cri: Cri, name:
         first.stop(0)
         assert first.ended() == 137
         assert second.state() == "RUNNING"
+
+
+def test_many_at_once(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
+    if pod_containerd.peer.version != "2":
+        pytest.skip("takes long, and differs in nothing")
+
+    def live(number: int) -> list[int]:
+        with Pod(pod_containerd, cri, f"{name}-{number}", network=POD) as pod:
+            lasting = pod.container("sleep", "1000", name="lasting")
+            script = f"echo hello; exit {number}"
+            others = [pod.container("sh", "-c", script, name=f"c{index}") for index in range(2)]
+            codes = [container.ended() for container in others]
+            assert all(container.log() == [("stdout", "hello")] for container in others)
+            assert lasting.run("hostname") == f"{pod.config['hostname']}\n"
+            return codes
+
+    with ThreadPoolExecutor(4) as executor:
+        assert list(executor.map(live, range(6))) == [[number] * 2 for number in range(6)]
 
 
 def test_sysctls_of_the_pod(pod_containerd: PodContainerd, cri: Cri, name: str) -> None:
