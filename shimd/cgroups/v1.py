@@ -27,12 +27,17 @@ Plan = dict[str, list[Write]]  # by controller
 
 class V1Manager:
     """See shimd.cgroups.manager.CgroupManager. ``tolerant``: groups that may not be made are left out (rootless,
-    with no limits and no path asked for); ``in_userns``: the devices controller is out of reach and not needed.
+    with no limits and no path asked for); ``rootless``: device rules that are refused are no error, nor is a unified
+    hierarchy that was not delegated beside those of v1; ``in_userns``: the devices controller is out of reach and not
+    needed.
     """
 
-    def __init__(self, groups: tuple[Group, ...], *, in_userns: bool = False, tolerant: bool = False) -> None:
+    def __init__(
+        self, groups: tuple[Group, ...], *, in_userns: bool = False, rootless: bool = False, tolerant: bool = False
+    ) -> None:
         self._groups = groups
         self._in_userns = in_userns
+        self._rootless = rootless
         self._tolerant = tolerant
         self._made: list[tuple[str, list[str]]] = []
         self._tasks: list[int] = []
@@ -98,7 +103,8 @@ class V1Manager:
         try:
             made = files.make_directories(group.mount, group.path)
         except OSError as err:
-            if self._tolerant and not plan and err.errno in NO_PERMISSION:
+            optional = (self._tolerant and not plan) or (self._rootless and not group.controllers)
+            if optional and err.errno in NO_PERMISSION:
                 return False
             raise RuntimeFailure(f"mkdir {err.filename}: {files.errno_text(err)}") from err
         self._made.append((group.mount, made))
@@ -116,7 +122,7 @@ class V1Manager:
     ) -> None:
         writes = [item for controller in group.controllers for item in plan.get(controller, ())]
         if access is not None and "devices" in group.controllers:
-            writes += device_writes(group, access, fresh=fresh)
+            self._apply_devices(group, access, fresh=fresh)
         if "cpuset" in group.controllers:
             _fill_cpusets(group, made, writes)
         if writes:
@@ -125,6 +131,16 @@ class V1Manager:
                 self._tasks.append(directory.open("tasks", os.O_WRONLY))
         elif group.controllers:
             self._tasks.append(files.open_file(group.mount, f"{group.path}/tasks", os.O_WRONLY))
+
+    def _apply_devices(self, group: Group, access: devices.Access, *, fresh: bool) -> None:
+        with open_directory(group.mount, group.path) as directory:
+            try:
+                directory.apply(device_writes(group, access, fresh=fresh))
+            except RuntimeFailure as err:
+                cause = err.__cause__
+                # Only root may write them, whoever the files belong to. A user's container can make no devices.
+                if not (self._rootless and isinstance(cause, OSError) and cause.errno in NO_PERMISSION):
+                    raise
 
     def _refuse_used(self, group: Group) -> None:
         """A directory that was there already: no process may be in it, and it may not be frozen, or init would hang
