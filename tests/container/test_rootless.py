@@ -195,3 +195,39 @@ def test_seccomp_agent(box: Box, place: Path, *, nnp: bool) -> None:
         assert agent.message()["pid"] == box.state()["pid"]
         assert "No medium found" in box.runtime("exec", box.id, "sh", "-c", "mkdir /tmp/x 2>&1; true")
         agent.message()
+
+
+@pytest.fixture
+def delegated(new_id: Callable[[], str]) -> Iterator[str]:
+    """The path of a cgroup in every hierarchy of v1 that belongs to the user."""
+    name = new_id()
+    folders = [path / name for path in Path("/sys/fs/cgroup").iterdir() if (path / "tasks").exists()]
+    for folder in folders:
+        folder.mkdir()
+        for path in (folder, folder / "tasks", folder / "cgroup.procs"):
+            os.chown(path, UID, UID)
+        for file in ("cpuset.cpus", "cpuset.mems"):
+            if (folder / file).exists():
+                (folder / file).write_text((folder.parent / file).read_text())
+    yield f"/{name}"
+    for folder in folders:
+        folder.rmdir()
+
+
+@requires("cgroup-mode:hybrid", "cgroup:pids", "cgroup:devices")
+def test_limits_in_a_v1_cgroup_that_belongs_to_the_user(box: Box, delegated: str) -> None:
+    """Its device rules, which only root may set, are no error; nor is the unified hierarchy, which is root's."""
+    box.spec["linux"] |= {
+        "cgroupsPath": f"{delegated}/box",
+        "resources": {"pids": {"limit": 20}, "devices": [{"allow": False, "access": "rwm"}]},
+    }
+    box.start()
+    folder = Path(f"/sys/fs/cgroup/pids{delegated}/box")
+    assert (folder / "pids.max").read_text() == "20\n"
+    assert (folder / "cgroup.procs").read_text() == f"{box.state()['pid']}\n"
+    box.runtime("update", "--pids-limit", "30", box.id)
+    assert (folder / "pids.max").read_text() == "30\n"
+    box.runtime("pause", box.id)
+    assert box.status() == "paused"
+    box.runtime("delete", "--force", box.id)
+    assert not folder.exists()
