@@ -84,7 +84,7 @@ def _listening() -> int:
     count = os.environ.get("LISTEN_FDS", "")
     if os.environ.get("LISTEN_PID", "") != str(os.getpid()) or not count.isdecimal():
         return 0
-    return int(count)
+    return int(count[:10])
 
 
 def _inherited(first: int, count: int) -> tuple[int, ...]:

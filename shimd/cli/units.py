@@ -7,6 +7,7 @@ from shimd.errors import InvalidArgument
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZES = "kmgtp"
 _LARGEST_SIZE = (1 << 63) - 1
+_LARGEST_DIGITS = 20  # of a number with more the interpreter may refuse the conversion; it is too large all the same
 
 
 def duration(text: str) -> float:
@@ -38,7 +39,7 @@ def size(text: str) -> int:
     unit = unit.removesuffix("b").removesuffix("i") if unit[:1] in tuple(_SIZES) else unit.removesuffix("b")
     if number.strip(".") and number.count(".") < 2 and (not unit or (len(unit) == 1 and unit in _SIZES)):
         power = 0 if not unit else _SIZES.index(unit) + 1
-        value = float(number) * 1024**power if "." in number else int(number) * 1024**power
+        value = float(number) * 1024**power if "." in number else int(number[:_LARGEST_DIGITS]) * 1024**power
         if value <= _LARGEST_SIZE:
             return int(value)
     raise InvalidArgument(f"invalid size: '{text}'")

@@ -138,6 +138,7 @@ def test_unknown_signals(box: Box) -> None:
     assert "unknown signal" in box.runtime.fails("kill", box.id, "NOSUCH")
     assert "unknown signal" in box.runtime.fails("kill", box.id, "1x")
     box.runtime.fails("kill", box.id, "1000")
+    box.runtime.fails("kill", box.id, "9" * 5000)
     assert box.status() == "created"
 
 

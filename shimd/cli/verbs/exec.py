@@ -175,7 +175,7 @@ def _user(call: Call, template: Process) -> User:
 
 def _id(what: str, value: str) -> int:
     """Only a number: a name would have to be looked up in a file that the image has written (CVE-2016-3697)."""
-    if not (value.isascii() and value.isdecimal()) or int(value) > _MAX_ID:
+    if not (value.isascii() and value.isdecimal()) or len(value) > len(str(_MAX_ID)) or int(value) > _MAX_ID:
         raise InvalidArgument(f'bad {what}: "{value}" is not a number from 0 to {_MAX_ID}')
     return int(value)
 

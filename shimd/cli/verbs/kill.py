@@ -36,7 +36,7 @@ def run(call: Call) -> int:
 def parse_signal(text: str) -> int:
     """A number, or a name with or without SIG in any case; "" is SIGTERM. Raises InvalidArgument."""
     if text.lstrip("+-").isdecimal() and text.isascii():
-        number = int(text)
+        number = int(text[:10])  # more digits than the interpreter would convert are none the less too many
         if not 0 <= number <= _HIGHEST:
             raise InvalidArgument(f'unknown signal "{text}": not from 0 to {_HIGHEST}')
         return number

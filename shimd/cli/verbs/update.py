@@ -37,6 +37,8 @@ _RDT = (
     ("mem-bw-schema", "The string of Intel RDT/MBA memory bandwidth schema"),
 )
 
+_DIGITS = 25  # of a number with more the interpreter may refuse the conversion; it is too large all the same
+
 COMMAND = Command(
     "update container resource constraints",
     ID_ARGUMENT,
@@ -126,7 +128,7 @@ def size_of(name: str, value: str) -> int:
 def _number_of(name: str, value: str) -> int:
     if not value.removeprefix("-").removeprefix("+").isdecimal() or not value.isascii():
         raise InvalidArgument(f'invalid value for {name}: "{value}" is not a number')
-    return int(value)
+    return int(value[:_DIGITS])
 
 
 def _text_of(_: str, value: str) -> str:
