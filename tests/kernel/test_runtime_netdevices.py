@@ -17,6 +17,7 @@ from shimd.host.facts import probe
 from shimd.runtime.direct import DirectLauncher
 from tests.kernel.attack import shell, small_rootfs
 from tests.kernel.runtime_rig import Rig, keeper_launcher
+from tests.support import wait
 from tests.support.requires import requires
 
 pytestmark = requires("program:ip", "veth")
@@ -69,10 +70,18 @@ def device() -> Iterator[MakeDevice]:
 
 @pytest.fixture
 def namespace() -> Iterator[str]:
-    name = f"shimd{os.getpid()}-{next(_numbers)}"
-    ip("netns", "add", name)
-    yield name
-    ip("netns", "delete", name)
+    """The path of one that is there without a container."""
+    command = ["unshare", "--net", "sh", "-c", "echo ready; exec sleep 1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        wait.read_until(holder.stdout.fileno(), b"\n")
+        yield f"/proc/{holder.pid}/ns/net"
+        holder.kill()
+
+
+def ip_in(namespace: str, *args: str) -> str:
+    command = ["nsenter", f"--net={namespace}", "ip", *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def with_devices(script: str, **names: str) -> dict[str, Any]:
@@ -89,7 +98,7 @@ def in_namespace(spec: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def addresses(namespace: str, name: str) -> set[str]:
-    (link,) = json.loads(ip("--netns", namespace, "-json", "address", "show", name))
+    (link,) = json.loads(ip_in(namespace, "-json", "address", "show", name))
     assert "UP" in link["flags"]
     return {f"{entry['local']}/{entry['prefixlen']}" for entry in link["addr_info"] if entry["scope"] == "global"}
 
@@ -109,15 +118,15 @@ def test_addresses_of_a_namespace_that_is_joined(direct: Rig, device: MakeDevice
     """The interface stays there when the container is gone. Addresses of another scope are the host's business."""
     name = device("10.90.1.1/24 broadcast 10.90.1.255", "10.90.2.1/32 scope link", "fd00:5::1/64", "fd00:6::1/64")
     ip("link", "set", name, "mtu", "1789")
-    spec = in_namespace(with_devices("cat /sys/class/net/eth0/mtu", **{name: "eth0"}), f"/run/netns/{namespace}")
+    spec = in_namespace(with_devices("cat /sys/class/net/eth0/mtu", **{name: "eth0"}), namespace)
     assert direct.run(spec) == (0, "1789\n")
     assert addresses(namespace, "eth0") == {"10.90.1.1/24", "fd00:5::1/64", "fd00:6::1/64"}
-    assert "10.90.1.255" in ip("--netns", namespace, "address", "show", "eth0")
+    assert "10.90.1.255" in ip_in(namespace, "address", "show", "eth0")
 
 
 def test_an_interface_that_was_down(direct: Rig, device: MakeDevice, namespace: str) -> None:
     name = device("10.90.1.1/32", up=False)
-    direct.run(in_namespace(with_devices("true", **{name: ""}), f"/run/netns/{namespace}"))
+    direct.run(in_namespace(with_devices("true", **{name: ""}), namespace))
     assert addresses(namespace, name) == {"10.90.1.1/32"}
 
 
@@ -149,8 +158,8 @@ def test_an_interface_that_is_not_there(rig: Rig) -> None:
 
 def test_what_is_moved_comes_back_when_the_next_fails(direct: Rig, device: MakeDevice, namespace: str) -> None:
     good, other = device("10.90.1.1/24", "fd00:5::1/64"), device()
-    ip("--netns", namespace, "link", "add", "taken", "type", "bridge")
-    spec = in_namespace(with_devices("true", **{good: "eth0", other: "taken"}), f"/run/netns/{namespace}")
+    ip_in(namespace, "link", "add", "taken", "type", "bridge")
+    spec = in_namespace(with_devices("true", **{good: "eth0", other: "taken"}), namespace)
     with pytest.raises(RuntimeFailure, match=f"network device {other} cannot be called taken: File exists"):
         direct.create(spec)
     (link,) = json.loads(ip("-json", "address", "show", good))
