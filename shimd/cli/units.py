@@ -5,6 +5,7 @@ from __future__ import annotations
 from shimd.errors import InvalidArgument
 
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST = (1 << 63) / 1e9
 _SIZES = "kmgtp"
 _LARGEST_SIZE = (1 << 63) - 1
 _LARGEST_DIGITS = 20  # of a number with more the interpreter may refuse the conversion; it is too large all the same
@@ -25,7 +26,7 @@ def duration(text: str) -> float:
         total += float(digits) * _SECONDS[unit]
         rest = rest[len(digits) + len(unit) :]
     else:
-        if text.strip("+-"):
+        if text.strip("+-") and total <= _LONGEST:
             return sign * total
     raise InvalidArgument(f'invalid duration "{text}"')
 

@@ -128,3 +128,33 @@ def test_bytes(box: Box, data: bytes) -> None:
     box.bundle.joinpath("config.json").write_bytes(data)
     is_clear(box.runtime.run("create", "--bundle", str(box.bundle), box.id), 1)
     assert os.listdir(box.runtime.root) == []
+
+
+NUMBERS = ("0", "-1", "1", "512m", "1.5g", "9" * 30, "9" * 5000, "1e9", "0x10", "", "max", "٣", "5s", "1h", "-5s")
+ON_CONTAINERS = {
+    "exec": ("cwd", "env", "user", "additional-gids", "process", "process-label", "apparmor", "cap", "preserve-fds",
+             "cgroup", "console-socket", "pidfd-socket"),
+    "update": ("memory", "memory-swap", "memory-reservation", "cpu-period", "cpu-quota", "cpu-share", "cpuset-cpus",
+               "cpu-idle", "cpu-burst", "blkio-weight", "pids-limit", "l3-cache-schema", "resources"),
+    "ps": ("format",),
+    "kill": (),
+    "events": ("interval",),
+    "checkpoint": ("image-path", "page-server", "manage-cgroups-mode", "empty-ns", "status-fd"),
+}  # fmt: skip
+
+
+@given(st.data())
+@settings(quick, max_examples=50)
+def test_a_container_that_is_there(box: Box, data: st.DataObject) -> None:
+    if not (box.runtime.root / box.id).exists():
+        box.start()
+    verb = data.draw(st.sampled_from(sorted(ON_CONTAINERS)))
+    words = [
+        f"--{option}={data.draw(st.sampled_from(NUMBERS) | texts)}"
+        for option in data.draw(st.lists(st.sampled_from(ON_CONTAINERS[verb] or ("all",)), max_size=2))
+    ]
+    words = [os.fsdecode(word.encode("utf-8", "surrogatepass")) for word in words]
+    rest = {"exec": ["true"], "kill": ["0"], "events": []}.get(verb, [])
+    answer = box.runtime.run(verb, *words, *(["--stats"] if verb == "events" else []), box.id, *rest, cwd=box.bundle)
+    is_clear(answer, 1, 255)
+    assert box.status() == "running"

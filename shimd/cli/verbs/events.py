@@ -14,6 +14,8 @@ from shimd.typed import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shimd.runtime.model import Container
 
+_LONGEST_POLL = 1_000_000  # seconds, 11 days; poll(2) takes no more than 24
+
 COMMAND = Command(
     "display container events such as OOM notifications, cpu, memory, and IO usage statistics",
     ID_ARGUMENT,
@@ -91,7 +93,7 @@ class _Follower:
     def _follow(self, kills: Any) -> None:
         due = time.monotonic() + self._interval
         while self._lives():
-            ready = dict(self._poll.poll(max(0.0, due - time.monotonic()) * 1000))
+            ready = dict(self._poll.poll(min(max(0.0, due - time.monotonic()), _LONGEST_POLL) * 1000))
             for _ in range(kills()):
                 _print(self._call, self._container, "oom")
             if self._container.pidfd in ready:
