@@ -24,7 +24,7 @@ def foreground(box: Box, script: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [*box.runtime.command, "run", "--bundle", str(box.bundle), box.id]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert wait.read_until(process.stdout.fileno(), b"\n") == b"ready\n"
+        assert wait.read_until(process.stdout.fileno(), b"\n").startswith(b"ready\n")
         yield process
 
 
