@@ -63,8 +63,7 @@ class Foreground:
         self._signals.forward_to(pidfd, self._resize)
         try:
             self._pump_until_dead(pidfd)
-            self._signals.process_is_dead()
-            with suppress(Enough):
+            with suppress(Enough), self._signals.process_is_dead():
                 self._pump_rest()
         finally:
             self._signals.close()
@@ -124,9 +123,9 @@ class Foreground:
         """What was written and not read yet. A pipe has an end; a pty that something else holds open has not, so there
         it ends when nothing is left to be read.
         """
-        timeout = None if self._terminal is None else 0
         while any(not pump.ended for pump in self._pumps):
-            if not self._step(timeout=timeout):
+            full = any(pump.has_data for pump in self._pumps)
+            if not self._step(timeout=None if self._terminal is None or full else 0):
                 return
 
     def _step(self, *others: int, timeout: int | None = None) -> set[int]:

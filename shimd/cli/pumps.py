@@ -20,6 +20,11 @@ class Pump:
         self._data = b""
         self.ended = False
 
+    @property
+    def has_data(self) -> bool:
+        """That the target has not taken yet."""
+        return bool(self._data)
+
     def interest(self) -> tuple[int, int]:
         """What to poll for before ``step``."""
         return (self.target, select.POLLOUT) if self._data else (self.source, select.POLLIN)

@@ -9,8 +9,8 @@ of our output delays no signal.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from shimd.linux.signals import signal
 
@@ -51,9 +51,14 @@ class SignalProxy:
         self._resize = resize
         self._handle()
 
-    def process_is_dead(self) -> None:
-        """From now on signals that ask for an end raise Enough."""
+    @contextmanager
+    def process_is_dead(self) -> Iterator[None]:
+        """Signals that ask for an end raise Enough in the block, or at its borders."""
         self._process_is_dead = True
+        try:
+            yield
+        finally:
+            self._process_is_dead = False
 
     def close(self) -> None:
         """Signals have their defaults again."""

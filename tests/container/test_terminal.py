@@ -58,7 +58,9 @@ def test_lines_end_as_on_any_terminal(box: Box) -> None:
 
 
 def test_keys_that_mean_signals_are_for_the_container(box: Box) -> None:
-    with Terminal(prepare(box, "sh", "-c", "trap 'echo interrupted; exit 3' INT; echo ready; sleep 1000")) as terminal:
+    with Terminal(
+        prepare(box, "sh", "-c", "trap 'echo interrupted; exit 3' INT; echo ready; while :; do sleep 0.05; done")
+    ) as terminal:
         terminal.read_until("ready")
         terminal.type("\x03")
         terminal.read_until("interrupted")
@@ -95,6 +97,14 @@ def test_only_one_of_the_streams_is_a_terminal(box: Box, place: Path) -> None:
     with Terminal(["sh", "-c", f"{command} >{output} </dev/null"]) as terminal:
         assert terminal.wait() == 0
     assert output.read_text() == "to the file\n"
+
+
+def test_a_slow_reader_gets_all_of_it(box: Box, place: Path) -> None:
+    output = place / "output"
+    command = " ".join(prepare(box, "sh", "-c", "seq 20000; echo end"))
+    with Terminal(["bash", "-c", f"{command} | (sleep 1; cat >{output})"]) as terminal:
+        assert terminal.wait() == 0
+    assert output.read_text() == "".join(f"{number}\n" for number in range(1, 20001)) + "end\n"
 
 
 def test_without_any_terminal(box: Box) -> None:
