@@ -191,11 +191,24 @@ def become_user(ctx: Context, op: ops.User) -> None:
     if op.keep_caps:
         process.set_keepcaps(1)
     if op.groups is not None:
-        os.setgroups(op.groups)
+        try:
+            os.setgroups(op.groups)
+        except PermissionError:
+            if op.groups or not _groups_are_denied(ctx):
+                raise
     os.setresgid(op.gid, op.gid, op.gid)
     os.setresuid(op.uid, op.uid, op.uid)
     if op.keep_caps:
         process.set_keepcaps(0)
+
+
+def _groups_are_denied(ctx: Context) -> bool:
+    """For ever, in a user namespace that an ordinary user has made and this process joined."""
+    fd = open_below(ctx.open_procfs(), f"{os.getpid()}/setgroups", os.O_RDONLY)
+    try:
+        return os.read(fd, 16) == b"deny\n"
+    finally:
+        os.close(fd)
 
 
 def capabilities(ctx: Context, op: ops.Capabilities) -> None:

@@ -109,6 +109,8 @@ def _check_executable(path: str) -> tuple[int, str] | None:
 
 def wait_for_start(ctx: Context, op: ops.WaitStart) -> None:
     """From here on the container does not depend on the runtime: only ``start`` may come, or a signal."""
+    if op.dumpable:
+        process.set_dumpable(1)
     if os.getpid() == 1:  # which the kernel spares the signals that it has no handler for
         for number in _ENDING:
             signal.signal(number, _end)

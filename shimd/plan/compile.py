@@ -44,7 +44,7 @@ def compile_create(spec: model.Spec, host: HostFacts, options: CompileOptions) -
     process.add_identity(builder, plan)
     process.add_program(builder, plan)
     if options.gate:
-        builder.add(ops.WaitStart())
+        builder.add(ops.WaitStart(dumpable=host.euid != 0))
     hooks = spec.hooks.start_container
     if hooks:
         process.add_last_filter(builder, plan)  # they are the container's programs, too

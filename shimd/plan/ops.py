@@ -376,10 +376,15 @@ class FindProgram(Record):
 
 
 class WaitStart(Record):
-    """Report "created", close ``control``, wait in accept() on slot ``start``; see shimd.init.handshake."""
+    """Report "created", close ``control``, wait in accept() on slot ``start``; see shimd.init.handshake.
+
+    ``dumpable``: those who may trace it, may; without privileges nobody else could join its namespaces.
+    """
+
+    dumpable: bool = False
 
     def describe(self) -> str:
-        return "wait for start"
+        return f"wait for start{', dumpable' if self.dumpable else ''}"
 
 
 class CloseFds(Record):

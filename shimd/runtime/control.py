@@ -17,6 +17,7 @@ from shimd.runtime.status import Operation, Status, check
 from shimd.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shimd.cgroups.manager import CgroupManager
     from shimd.cgroups.stats import Stats
     from shimd.oci.model import Resources
 
@@ -75,7 +76,7 @@ def kill(container: Container, number: int, *, everyone: bool) -> None:
     Where init does not end the others by its death (no pid namespace of its own), SIGKILL is for everyone too, as long
     as one of them lives. Raises NotFound when init is dead, unless ``everyone``.
     """
-    survivors = number == signal.SIGKILL and not container.state.own_pid_namespace and container.cgroup.pids()
+    survivors = number == signal.SIGKILL and not container.state.own_pid_namespace and members(container.cgroup)
     if not survivors:
         check(Operation.KILL_ALL if everyone else Operation.KILL, derive_status(container), container.id)
     if everyone or survivors:
@@ -87,6 +88,11 @@ def kill(container: Container, number: int, *, everyone: bool) -> None:
         raise NotFound("container not running") from error
     if number == signal.SIGKILL:
         container.cgroup.wake_killed()
+
+
+def members(cgroup: CgroupManager) -> list[int]:
+    """The processes of a cgroup; none where a user's container has got none."""
+    return cgroup.pids() if cgroup.exists() else []
 
 
 def pause(container: Container) -> None:

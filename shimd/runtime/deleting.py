@@ -14,7 +14,7 @@ from shimd.linux.signals import signal
 from shimd.plan.ops import HookSpec
 from shimd.plan.rootfs import hook_specs
 from shimd.runtime import rdt
-from shimd.runtime.control import derive_status, is_alive
+from shimd.runtime.control import derive_status, is_alive, members
 from shimd.runtime.hooks import run_hooks_through
 from shimd.runtime.launch import wait_dead
 from shimd.runtime.model import Container, Environment, launch_name
@@ -52,7 +52,7 @@ def remove_remains(env: Environment, directory: StateDir) -> None:
         directory.remove()
         return
     cgroup = from_state(env.host, state.cgroup)
-    if cgroup.pids():
+    if members(cgroup):
         cgroup.kill()
     cgroup.destroy()
     rdt.remove(rdt.group_of(state))
@@ -77,7 +77,7 @@ def _end_processes(container: Container) -> None:
         container.cgroup.wake_killed()
         if not wait_dead(container.pidfd, _KILL_TIMEOUT):
             raise DeadlineExceeded(f"container {container.id} is still alive {_KILL_TIMEOUT:.0f} s after SIGKILL")
-    if not container.state.own_pid_namespace and container.cgroup.pids():
+    if not container.state.own_pid_namespace and members(container.cgroup):
         container.cgroup.kill()
 
 

@@ -197,6 +197,33 @@ def test_seccomp_agent(box: Box, place: Path, *, nnp: bool) -> None:
         agent.message()
 
 
+def test_exec_before_the_start(box: Box) -> None:
+    box.create()
+    assert box.runtime("exec", box.id, "echo", "inside") == "inside\n"
+    assert box.status() == "created"
+    box.runtime("start", box.id)
+    assert box.status() == "running"
+
+
+def test_a_container_without_cgroup_in_the_pid_namespace_of_another(box: Box, new_id: Callable[[], str]) -> None:
+    box.start()
+    other = Box(box.runtime, new_id(), box.bundle)
+    other.spec = box.spec
+    linux = other.spec["linux"]
+    for kind in ("user", "pid"):
+        linux["namespaces"] = [entry for entry in linux["namespaces"] if entry["type"] != kind]
+        linux["namespaces"].append({"type": kind, "path": f"/proc/{box.state()['pid']}/ns/{kind}"})
+    del linux["uidMappings"], linux["gidMappings"]
+    other.write()
+    answer = other.runtime.run("create", "--bundle", str(other.bundle), other.id)  # runc warns
+    assert answer.code == 0, answer
+    pid = other.state()["pid"]
+    assert other.runtime.run("kill", other.id, "KILL").code == 0  # here, too
+    wait.process_gone(pid)
+    assert other.runtime.run("delete", other.id).code == 0
+    assert box.status() == "running"
+
+
 @pytest.fixture
 def delegated(new_id: Callable[[], str]) -> Iterator[str]:
     """The path of a cgroup in every hierarchy of v1 that belongs to the user."""
