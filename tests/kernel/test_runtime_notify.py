@@ -165,11 +165,14 @@ def test_an_agent_that_dies(direct: Rig, place: Path, agent: Agent, *, nnp: bool
         direct.runtime.delete(container)
 
 
-def test_start_container_hooks_get_no_descriptor(direct: Rig, place: Path, agent: Agent) -> None:
-    spec = notifying(place, "ls /proc/self/fd | wc -l; cat /tmp/fds", nnp=False)
-    script = "ls /proc/self/fd | wc -l >/tmp/fds"
+@pytest.mark.parametrize("nnp", [False, True])
+def test_start_container_hooks_are_filtered_and_get_no_descriptor(
+    direct: Rig, place: Path, agent: Agent, *, nnp: bool
+) -> None:
+    spec = notifying(place, "ls /proc/self/fd | wc -l; cat /tmp/found", nnp=nnp)
+    script = "ls /proc/self/fd | wc -l >/tmp/found; mkdir /tmp/x 2>>/tmp/found; true"
     spec["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]}]}
-    assert direct.run(spec) == (0, "4\n4\n")
+    assert direct.run(spec) == (0, f"4\n4\n{NO_MEDIUM}")
     agent.message()
 
 
