@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import termios
 from fcntl import ioctl
 
 TIOCSCTTY = 0x540E
@@ -50,6 +49,8 @@ def set_controlling_terminal(fd: int) -> None:
 
 def disable_onlcr(fd: int) -> None:
     """Leave newlines as they are: who shows the output adds the carriage returns."""
+    import termios  # only for those who show a terminal; every init would have to wait for it
+
     attributes = termios.tcgetattr(fd)
     attributes[1] &= ~termios.ONLCR
     termios.tcsetattr(fd, termios.TCSANOW, attributes)
