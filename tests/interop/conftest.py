@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.interop.docker_rig import SETTINGS, Docker, shims
-from tests.interop.dockers import SETUPS, Setup
+from tests.interop.dockers import SETUPS, SHIMRUN, Setup
 from tests.interop.network import own_network
 from tests.interop.podman_rig import USER, Podman, account, helpers
 from tests.support import session, wait
@@ -85,15 +86,18 @@ def podman(module_place: Path, _module_leaves_nothing: None) -> Iterator[Podman]
 @pytest.fixture(scope="module")
 def rootless(module_place: Path, _module_leaves_nothing: None) -> Iterator[Podman]:
     """As an ordinary user."""
-    _require_podman()
+    _require_podman("program:newuidmap", "file:/etc/subuid", "file:/etc/subgid")
+    called = subprocess.run([*USER.prefix, SHIMRUN, "--version"], capture_output=True, text=True, check=False)
+    if called.returncode != 0:
+        pytest.skip(f"ordinary users cannot execute {SHIMRUN}: {called.stderr.strip()}")
     home = module_place / "home"
     home.mkdir(mode=0o711)
     with account(module_place), Podman(home, USER) as rig:
         yield rig
 
 
-def _require_podman() -> None:
-    for need in ("root", "program:podman", "program:newuidmap"):
+def _require_podman(*more: str) -> None:
+    for need in ("root", "program:podman", *more):
         if reason := lack(need):
             pytest.skip(reason)
 
