@@ -39,6 +39,11 @@ def shims() -> set[int]:
     return {int(line.split()[0]) for line in leaks.marked_processes() if line.endswith(" containerd-shim")}
 
 
+def await_shims_gone() -> None:
+    for pid in shims():
+        wait.process_gone(pid)
+
+
 class Docker:
     """dockerd, a containerd for it and, where the setup has one, a daemon of shimd. Use as a context manager."""
 
@@ -257,19 +262,17 @@ class Docker:
                 process.kill()
 
     def close(self) -> None:
-        """End all three, and remove what they made."""
-        try:
-            if self.dockerd is not None:
-                self._remove_containers()
-                self.stop()
-            for pid in shims():
-                wait.process_gone(pid)
-            if self.containerd is not None:
-                self.stop_containerd()
+        """End all three, and remove what they made, whatever of it fails."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._remove_rest)
             if self.shimd is not None:
-                self.shimd.close()
-        finally:
-            self._remove_rest()
+                stack.callback(self.shimd.close)
+            if self.containerd is not None:
+                stack.callback(self.stop_containerd)
+                stack.callback(await_shims_gone)
+            if self.dockerd is not None:
+                stack.callback(self.stop)
+                stack.callback(self._remove_containers)
 
     def _remove_containers(self) -> None:
         names = self.attempt("ps", "--all", "--quiet").stdout.split()

@@ -32,6 +32,8 @@ _CONTAINERS = """\
 log_driver = "k8s-file"
 # Higher ones, as are the defaults, need CAP_SYS_RESOURCE.
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+[network]
+network_config_dir = "{folder}/networks"
 """
 _CONTAINERFILE = f"""\
 FROM {IMAGE}
@@ -131,7 +133,9 @@ class Podman:
         for name in ("run", "tmp"):
             (folder / name).mkdir(mode=0o700)
         deployed = _DEPLOYED.read_text().replace("/usr/local/bin/shimrun", str(SHIMRUN))
-        (folder / "containers.conf").write_text(deployed.replace("[engine]\n", _ENGINE) + _CONTAINERS)
+        (folder / "containers.conf").write_text(
+            deployed.replace("[engine]\n", _ENGINE) + _CONTAINERS.format(folder=folder)
+        )
         (folder / "storage.conf").write_text(_STORAGE.format(folder=folder))
 
     def __enter__(self) -> Podman:
