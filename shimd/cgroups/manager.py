@@ -137,7 +137,8 @@ def manager(
         from shimd.cgroups.v1 import V1Manager
 
         groups = v1_groups(host.hierarchies, host.unified, cgroups_path, container_id, root)
-        return V1Manager(groups, in_userns=host.in_userns, rootless=_is_rootless(host), tolerant=tolerant)
+        own = {hierarchy.mount_point: hierarchy.own_path for hierarchy in host.hierarchies}
+        return V1Manager(groups, in_userns=host.in_userns, rootless=_is_rootless(host), tolerant=tolerant, own=own)
     if host.unified is not None:
         from shimd.cgroups.v2 import V2Manager
 

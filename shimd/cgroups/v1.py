@@ -23,19 +23,28 @@ from shimd.linux.signals import signal
 from shimd.oci.model import Resources
 
 Plan = dict[str, list[Write]]  # by controller
+_NONE: Mapping[str, str] = {}
 
 
 class V1Manager:
     """See shimd.cgroups.manager.CgroupManager. ``tolerant``: groups that may not be made are left out (rootless,
     with no limits and no path asked for); ``rootless``: device rules that are refused are no error, nor is a unified
     hierarchy that was not delegated beside those of v1; ``in_userns``: the devices controller is out of reach and not
-    needed.
+    needed; ``own`` are our own cgroups by mount, where a container stays whose group is left out.
     """
 
     def __init__(
-        self, groups: tuple[Group, ...], *, in_userns: bool = False, rootless: bool = False, tolerant: bool = False
+        self,
+        groups: tuple[Group, ...],
+        *,
+        in_userns: bool = False,
+        rootless: bool = False,
+        tolerant: bool = False,
+        own: Mapping[str, str] = _NONE,
     ) -> None:
         self._groups = groups
+        self._outside: tuple[Group, ...] = ()
+        self._own = own
         self._in_userns = in_userns
         self._rootless = rootless
         self._tolerant = tolerant
@@ -52,7 +61,7 @@ class V1Manager:
         return {"driver": "v1", "groups": groups_to_state(self._groups)}
 
     def view(self) -> View:
-        return view_v1(self._groups)
+        return view_v1(self._groups + self._outside)
 
     def _find(self, *controllers: str) -> Group | None:
         """The group of the first of these controllers that is mounted."""
@@ -82,14 +91,16 @@ class V1Manager:
     def create(self, resources: Resources) -> None:
         writes = self._plan(resources)
         access = None if self._in_userns else devices.wanted(resources.devices)
-        kept = []
+        kept, outside = [], []
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo_create)
             for group in self._groups:
                 if self._create_group(group, writes, access):
                     kept.append(group)
+                elif group.controllers:
+                    outside.append(group._replace(path=self._own.get(group.mount, "").strip("/")))
             undo.pop_all()
-        self._groups = tuple(kept)
+        self._groups, self._outside = tuple(kept), tuple(outside)
 
     def _plan(self, resources: Resources) -> Plan:
         plan = resources_v1.writes(resources)

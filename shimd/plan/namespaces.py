@@ -44,12 +44,15 @@ FLAGS = {
 
 
 class Layout(Record):
-    """``new`` are CLONE_NEW* flags, ``joined`` are in the order of joining, with their pointers in ``origins``."""
+    """``new`` are CLONE_NEW* flags, ``joined`` are in the order of joining, with their pointers in ``origins``.
+    ``user_first``: the time namespace, which a stage makes, takes rights that only the new user namespace gives.
+    """
 
     new: int
     joined: tuple[ops.NamespaceFile, ...]
     origins: tuple[str, ...]
     offsets: tuple[tuple[str, int, int], ...]
+    user_first: bool = False
 
     @property
     def all(self) -> int:
@@ -61,7 +64,8 @@ class Layout(Record):
     @property
     def clone(self) -> int:
         """The flags of the clone of the container's init."""
-        return self.new & ~(CLONE_NEWCGROUP | (CLONE_NEWTIME if self.offsets else 0))
+        made = CLONE_NEWTIME if self.offsets else 0
+        return self.new & ~(CLONE_NEWCGROUP | made | (CLONE_NEWUSER if self.user_first else 0))
 
 
 def layout(linux: model.Linux, host: HostFacts) -> Layout:
@@ -76,7 +80,8 @@ def layout(linux: model.Linux, host: HostFacts) -> Layout:
     user_comes_last = host.euid == 0
     joins.sort(key=lambda join: (join[0].type == CLONE_NEWUSER) == user_comes_last)
     offsets = tuple([(clock, offset.secs, offset.nanosecs) for clock, offset in linux.time_offsets.items()])
-    return Layout(new, tuple([file for file, _ in joins]), tuple([origin for _, origin in joins]), offsets)
+    user_first = bool(offsets and new & CLONE_NEWUSER and host.euid != 0)
+    return Layout(new, tuple([file for file, _ in joins]), tuple([origin for _, origin in joins]), offsets, user_first)
 
 
 def precedes_clone(plan: Layout, oom_score_adj: int | None) -> bool:
@@ -92,8 +97,18 @@ def add_joins(builder: Builder, plan: Layout, kinds: int = -1) -> None:
         if file.type & kinds:
             builder.add(ops.Setns(file.slot, file.type), origin)
     if plan.offsets:
-        builder.add(ops.Unshare(CLONE_NEWTIME), "/linux/timeOffsets")
-        builder.add(ops.TimeOffsets(plan.offsets), "/linux/timeOffsets")
+        _add_time(builder, plan)
+
+
+def _add_time(builder: Builder, plan: Layout) -> None:
+    """A process that is not dumpable could not open its own file, without privileges over the host's root."""
+    at = "/linux/timeOffsets"
+    builder.add(ops.Unshare(CLONE_NEWTIME | (CLONE_NEWUSER if plan.user_first else 0)), at)
+    if plan.user_first:
+        builder.add(ops.Dumpable(dumpable=True))
+    builder.add(ops.TimeOffsets(plan.offsets), at)
+    if plan.user_first:
+        builder.add(ops.Dumpable(dumpable=False))
 
 
 def add_identity(builder: Builder, plan: Layout) -> None:

@@ -224,6 +224,26 @@ def test_a_container_without_cgroup_in_the_pid_namespace_of_another(box: Box, ne
     assert box.status() == "running"
 
 
+@requires("namespace:time")
+def test_time_offsets(box: Box) -> None:
+    box.spec["linux"]["namespaces"].append({"type": "time"})
+    box.spec["linux"]["timeOffsets"] = {"boottime": {"secs": 1 << 30}}
+    box.spec["process"]["args"] = ["cat", "/proc/uptime"]
+    box.write()
+    assert float(box.runtime("run", "--bundle", str(box.bundle), box.id).split()[0]) > 1 << 30
+
+
+@requires("cgroup-mode:hybrid")
+def test_hierarchies_that_the_user_has_no_part_of_are_seen_as_they_are(box: Box) -> None:
+    box.spec["mounts"].append(
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]}
+    )
+    box.spec["linux"]["namespaces"] = [n for n in box.spec["linux"]["namespaces"] if n["type"] != "cgroup"]
+    box.spec["process"]["args"] = ["cat", "/sys/fs/cgroup/pids/tasks"]
+    box.write()
+    assert box.runtime("run", "--bundle", str(box.bundle), box.id).strip()
+
+
 @pytest.fixture
 def delegated(new_id: Callable[[], str]) -> Iterator[str]:
     """The path of a cgroup in every hierarchy of v1 that belongs to the user."""
