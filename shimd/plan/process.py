@@ -10,7 +10,7 @@ from shimd.oci.values import cpu_list
 from shimd.plan import ops
 from shimd.plan.builder import Builder
 from shimd.plan.options import CompileOptions, ExecOptions
-from shimd.plan.seccomp import compile_filter
+from shimd.plan.seccomp import compile_filter, notifies
 from shimd.records import Record
 
 DEFAULT_UMASK = 0o022
@@ -153,6 +153,10 @@ def add_filter(builder: Builder, plan: ProcessPlan) -> None:
     if profile is not None:
         compiled = compile_filter(profile, builder.host, cache=plan.options.seccomp_cache)
         builder.warnings += compiled.warnings
+        if builder.host.euid != 0 and notifies(profile) and isinstance(plan.options, CompileOptions):
+            # So that a runtime without privileges may fetch the listener before any call has to wait for its answers.
+            # Not so for exec: the container's processes, of the same user, must not get hold of one that joins them.
+            builder.add(ops.Dumpable(dumpable=True), "/linux/seccomp")
         builder.add(ops.Seccomp(compiled.flags, compiled.program), "/linux/seccomp")
 
 

@@ -180,6 +180,25 @@ def test_without_a_user_namespace_it_is_refused(box: Box) -> None:
 
 @OURS_ONLY
 @pytest.mark.parametrize("nnp", [False, True])
+def test_seccomp_agent_of_the_calls_that_init_itself_makes(box: Box, place: Path, *, nnp: bool) -> None:
+    """The listener has to be with the agent before any of them waits for an answer."""
+    box.spec["process"]["noNewPrivileges"] = nnp
+    names = ["execve", "openat", "open", "read", "close", "fcntl"]
+    box.spec["linux"]["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "listenerPath": f"{place}/agent.sock",
+        "syscalls": [{"names": names, "action": "SCMP_ACT_NOTIFY"}],
+    }
+    with running(f"{place}/agent.sock") as agent:
+        os.chown(f"{place}/agent.sock", UID, UID)
+        box.start()
+        agent.message()
+        assert box.status() == "running"
+        box.runtime("delete", "--force", box.id)
+
+
+@OURS_ONLY
+@pytest.mark.parametrize("nnp", [False, True])
 def test_seccomp_agent(box: Box, place: Path, *, nnp: bool) -> None:
     """The user may not fetch the listener of a process that is not dumpable: it is sent."""
     box.spec["process"]["noNewPrivileges"] = nnp
