@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,21 @@ def test_output_and_exit_code_reach_the_client(containerd: Containerd, name: str
 
 
 def test_much_output_is_complete(containerd: Containerd, name: str) -> None:
-    done = containerd.run(name, "sh", "-c", "yes 0123456789 | head -n 200000", flags=["--rm"])
-    assert done.returncode == 0
-    assert done.stdout == "0123456789\n" * 200_000
+    """The program waits for the reader: ctr closes its end when it hears of the exit, and loses, with any shim, what it
+    has not read by then (cio's Cancel).
+    """
+    arguments = containerd.run_arguments(name, "sh", "-c", "yes 0123456789 | head -n 200000; read a", flags=["--rm"])
+    pipe = subprocess.PIPE
+    command = containerd.command(*arguments)
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=containerd.environment) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        expected = b"0123456789\n" * 200_000
+        assert client.stdout.read(len(expected)) == expected
+        client.stdin.write(b"\n")
+        client.stdin.close()
+        assert client.stdout.read() == b""
+        assert client.wait(SECONDS) == 0
 
 
 def test_input_reaches_the_program(containerd: Containerd, name: str) -> None:
