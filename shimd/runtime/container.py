@@ -205,6 +205,10 @@ class Runtime:
         except NotFound:
             return False
 
+    def ids(self, *, namespace: str = "") -> tuple[str, ...]:
+        """Of what ``load`` may find, in order."""
+        return tuple(sorted(_subdirectories(os.path.join(self.env.state_root, namespace))))
+
     def namespaces(self) -> tuple[str, ...]:
         return tuple(sorted(_subdirectories(self.env.state_root)))
 

@@ -6,7 +6,7 @@ import os
 import sys
 
 from shimd.cli.command import Call, Command, flag, text
-from shimd.errors import InvalidArgument, NotFound
+from shimd.errors import InvalidArgument, NotFound, ShimdError
 from shimd.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,21 +55,21 @@ def _json(documents: list[dict[str, Any]]) -> str:
 
 
 def _documents(call: Call) -> list[dict[str, Any]]:
+    """One container is open at a time: there may be more than we may have descriptors."""
     root = call.settings.root
     if not os.path.isdir(root):
         if call.settings.default_root:
             return []  # nothing was made yet
-        raise NotFound(f"open {root}: no such directory")
+        raise NotFound(f"open {root}: no such file or directory")
     runtime = call.runtime()
-    listing = runtime.list()
-    for problem in listing.problems:
-        print(problem, file=sys.stderr)
-    for name in listing.strays:
-        print(f"load container {name}: container does not exist", file=sys.stderr)
     documents = []
-    for container in listing.containers:
-        with container:
-            documents.append(runtime.state_document(container) | {"owner": _owner(container)})
+    for name in runtime.ids():
+        try:
+            with runtime.load(name) as container:
+                documents.append(runtime.state_document(container) | {"owner": _owner(container)})
+        except ShimdError as error:
+            if os.path.isdir(os.path.join(root, name)):  # otherwise it was deleted in this moment
+                print(f"load container {name}: {error}", file=sys.stderr)
     return documents
 
 
