@@ -93,7 +93,8 @@ def set_rlimits(pid: int, rlimits: Sequence[Rlimit]) -> None:
             raise RuntimeFailure(f"setting rlimits for ready process: {what}: {error.strerror}") from error
 
 
-_RLIMIT_NAMES = {getattr(resource, name): name for name in dir(resource) if name.startswith("RLIMIT_")}
+# The last of two names of a number counts: RLIMIT_OFILE is what BSD calls RLIMIT_NOFILE.
+_RLIMIT_NAMES = {getattr(resource, name): name for name in sorted(dir(resource), reverse=True) if name[:7] == "RLIMIT_"}
 
 
 def error_text(error: OSError) -> str:
