@@ -483,12 +483,14 @@ class Lifecycle:
         if process.starting or (process.started_at_ns and not process.exited.done()):
             raise FailedPrecondition(f"cannot delete a running process {process.exec_id}")
         await self.drained(process)
-        if container.execs.pop(process.exec_id, None) is None:
-            raise NotFound(f"process does not exist {process.exec_id}")
-        if process.streams is not None:
-            process.streams.close()
-        if process.launched is not None:
-            await self.in_thread(self.runtime.delete_exec, container.runtime, process.launched)
+        # Its container may be deleted at the same time, and takes what execs it has along.
+        async with container.lock:
+            if container.deleted or container.execs.pop(process.exec_id, None) is None:
+                raise NotFound(f"process does not exist {process.exec_id}")
+            if process.streams is not None:
+                process.streams.close()
+            if process.launched is not None:
+                await self.in_thread(self.runtime.delete_exec, container.runtime, process.launched)
         return process.exit
 
     async def _delete_container(self, container: Container) -> Exit | None:
@@ -514,7 +516,7 @@ class Lifecycle:
         return ended
 
     def _take_apart(self, container: Container) -> tuple[str, ...]:
-        for process in container.execs.values():
+        for process in tuple(container.execs.values()):  # another may be added meanwhile
             if process.launched is not None:
                 self.runtime.delete_exec(container.runtime, process.launched)
                 process.launched = None

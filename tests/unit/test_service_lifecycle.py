@@ -333,6 +333,22 @@ async def test_execs_are_forgotten_with_their_container(world: World) -> None:
     assert world.runtime.calls[-2:] == ["delete exec", "delete"]
 
 
+async def test_exec_that_is_deleted_while_its_container_is(world: World) -> None:
+    container = await world.running()
+    for name in ("e1", "e2"):
+        await world.lifecycle.start(await world.add_exec(container, name))
+        world.exits.end(f"ns/c/{name}")
+    world.exits.end("ns/c")
+    deleting: list[asyncio.Future[Any]] = []
+    world.runtime.during["delete exec"] = lambda: deleting.append(
+        asyncio.ensure_future(world.lifecycle.delete(container.execs["e2"]))
+    )
+    await world.lifecycle.delete(container.init)
+    with pytest.raises(NotFound, match="process does not exist e2"):
+        await deleting[0]
+    assert world.runtime.calls.count("delete exec") == 2
+
+
 @pytest.mark.parametrize(("container_id", "bundle"), [("", "/b"), ("../x", "/b"), ("x", "b"), ("x", "")])
 async def test_malformed_requests(world: World, container_id: str, bundle: str) -> None:
     with pytest.raises(InvalidArgument):
