@@ -9,7 +9,6 @@ from errno import EPIPE
 from shimd.init.handshake import (
     GO,
     MAPPED,
-    SEND,
     Failure,
     encode_failure,
     encode_id_map,
@@ -107,19 +106,19 @@ class Context:
             raise Aborted
         return int(answer[len(MAPPED) :])
 
-    def offer_listener(self, listener: int) -> None:
+    def offer_listener(self, listener: int, *, send: bool) -> None:
         """Let the runtime fetch the descriptor, then close it: system calls that wait for an agent must fail when the
         agent is gone. Under the filter: any call but write(2) may wait for the agent, so it is sent only to a runtime
         that may not fetch it. Raises Aborted.
         """
         try:
-            os.write(self.channel, encode_listener(listener))
-            answer = os.read(self.channel, 64)
-            if answer == SEND:
+            if send:
                 channel = socket(fileno=self.channel)
-                fdpass.send(channel, SEND, [listener])
+                fdpass.send(channel, encode_listener(listener), [listener])
                 channel.detach()
-                answer = os.read(self.channel, 64)
+            else:
+                os.write(self.channel, encode_listener(listener))
+            answer = os.read(self.channel, 64)
             os.close(listener)
         except OSError as e:
             raise Aborted from e

@@ -16,10 +16,8 @@
        │ mount_setattr           ("mapped", errno) ─────────────────▶│
        │◀── ("sync", "hooks") ───────────────────────────────────────│ only with prestart or createRuntime hooks
        │ runs them                    ("go",) ──────────────────────▶│ createContainer hooks, pivot_root
-       │◀── ("listener", number) ────────────────────────────────────│ only with a seccomp filter that notifies an agent
+       │◀── ("listener", number) [+ listener] ───────────────────────│ only with a seccomp filter that notifies an agent
        │ pidfd_getfd, to the agent    ("go",) ──────────────────────▶│ (here without no_new_privs, else before execve)
-       │  without the right to:     ("send",) ──────────────────────▶│
-       │◀── ("send",) + listener ────────────────────────────────────│
        │◀── ("console",) + pty master ───────────────────────────────│ only with a terminal and no ``console`` slot
        │◀── ("warning", text) ───────────────────────────────────────│ any number, at any time
        │◀── ("sync", "ready") ───────────────────────────────────────│ everything is mounted and labelled
@@ -58,13 +56,12 @@ MAX_MESSAGE = 32 * 1024
 MAX_TEXT = 16 * 1024  # of an error or warning; hook output is the longest
 STARTED = b"0"
 
-WITH_DESCRIPTOR = ("console", "idmap", "ridmap")
+WITH_DESCRIPTOR = ("console", "idmap", "ridmap", "listener")
 
 GO = b"go"
 ABORT = b"abort"
 CREATED = b"created"
 MAPPED = b"mapped "
-SEND = b"send"
 _LISTENER = b"listener\0"
 
 
@@ -87,7 +84,7 @@ class Failure(Record):
 
 class Message(Record):
     """One message of init: ``kind`` is "sync", "idmap", "ridmap", "console", "listener", "warning", "error", "created",
-    or "eof"; ``text`` the point, the slot or the warning. ``fd`` is one of ours, but of a "listener" one of init's.
+    or "eof"; ``text`` the point, the slot, the number or the warning.
     """
 
     kind: str
@@ -140,7 +137,7 @@ def decode(data: bytes) -> Message:
             case ["console" | "created" as kind]:
                 return Message(kind)
             case ["listener", number, ""]:
-                return Message("listener", number, fd=int(number))
+                return Message("listener", str(int(number)))
             case ["error", step, op, origin, attempt, errno, text]:
                 return Message("error", text, Failure(int(step), op, origin, attempt, int(errno), text))
     except ValueError as e:
@@ -161,6 +158,8 @@ def receive(control: socket) -> Message:
     try:
         message = decode(data)
         if message.kind not in WITH_DESCRIPTOR:
+            return message
+        if not fds and message.kind == "listener":  # to be fetched
             return message
         if not fds:
             raise ProtocolError(f"{message.kind} message without a descriptor")
@@ -194,29 +193,17 @@ class NotStarted(Exception):
     """Init is gone, or another ``start`` was first."""
 
 
-OnListener = Callable[[socket, int], None]
+OnListener = Callable[[int, int], None]
 
 
-def no_listener(channel: socket, number: int) -> None:
+def no_listener(number: int, fd: int) -> None:
     raise ProtocolError("a listener that nobody takes")
-
-
-def receive_listener(channel: socket) -> int:
-    """The descriptor that a "listener" message was about, sent by init. Raises ProtocolError, OSError."""
-    timeout = channel.gettimeout()
-    channel.settimeout(None)
-    channel.send(SEND)
-    data, fds = fdpass.recv(channel, MAX_MESSAGE, 1)
-    channel.settimeout(timeout)
-    if data != SEND or not fds:
-        raise ProtocolError("init did not send its listener")
-    return fds[0]
 
 
 def start(path: str, on_listener: OnListener = no_listener, timeout: float | None = None) -> Failure | None:
     """Open the start gate at ``path`` and wait until init has executed the program; the failure of init, if it fails
-    after the gate. ``on_listener`` gets the connection, and the number that the listener of a seccomp filter has in
-    init.
+    after the gate. ``on_listener`` gets the number that the listener of a seccomp filter has in init, and the
+    listener itself or -1.
 
     Raises NotStarted, TimeoutError, ProtocolError. The caller unlinks the socket.
     """
@@ -247,10 +234,11 @@ def read_outcome(gate: socket, on_listener: OnListener = no_listener) -> Failure
 
 def _read(gate: socket, on_listener: OnListener) -> bytes:
     """To the end of the file, without the "listener" message, which init waits after for an answer."""
-    answer = b""
+    answer, listener = b"", -1
     while len(answer) <= MAX_MESSAGE:
         try:
-            data = gate.recv(MAX_MESSAGE)
+            data, fds = fdpass.recv(gate, MAX_MESSAGE, 1)
+            listener = fds[0] if fds else listener
         except ConnectionResetError:
             break
         if not data:
@@ -258,7 +246,7 @@ def _read(gate: socket, on_listener: OnListener) -> bytes:
         answer += data
         message = answer[len(STARTED) :]
         if message.startswith(_LISTENER) and message.count(b"\0") == 2:
-            on_listener(gate, decode(message).fd)
+            on_listener(int(decode(message).text), listener)
             gate.send(GO)
             answer = STARTED
     return answer

@@ -180,7 +180,7 @@ def umask(ctx: Context, op: ops.Umask) -> None:
 def load_seccomp(ctx: Context, op: ops.Seccomp) -> None:
     listener = seccomp.load_filter(op.program, op.flags)
     if op.flags & seccomp.SECCOMP_FILTER_FLAG_NEW_LISTENER:
-        ctx.offer_listener(listener)
+        ctx.offer_listener(listener, send=op.send)
 
 
 def bounding_set(ctx: Context, op: ops.BoundingSet) -> None:

@@ -295,11 +295,12 @@ class Umask(Record):
 
 class Seccomp(Record):
     """seccomp(SECCOMP_SET_MODE_FILTER) with SECCOMP_FILTER_FLAG_* and a classic BPF program (sock_filter array). With
-    NEW_LISTENER the runtime is told the descriptor's number, and fetches it for the agent.
+    NEW_LISTENER the runtime is told the descriptor's number, and fetches it for the agent; with ``send`` it gets it.
     """
 
     flags: int
     program: bytes
+    send: bool = False
 
     def describe(self) -> str:
         return f"load seccomp filter ({len(self.program) // 8} instructions, flags {self.flags:#x})"

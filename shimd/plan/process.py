@@ -157,7 +157,7 @@ def add_filter(builder: Builder, plan: ProcessPlan) -> None:
             # So that a runtime without privileges may fetch the listener before any call has to wait for its answers.
             # Not so for exec: the container's processes, of the same user, must not get hold of one that joins them.
             builder.add(ops.Dumpable(dumpable=True), "/linux/seccomp")
-        builder.add(ops.Seccomp(compiled.flags, compiled.program), "/linux/seccomp")
+        builder.add(ops.Seccomp(compiled.flags, compiled.program, send=builder.host.euid != 0), "/linux/seccomp")
 
 
 def add_oom_score(builder: Builder, at: str, value: int | None) -> None:

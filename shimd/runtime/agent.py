@@ -11,7 +11,6 @@ from contextlib import closing
 
 from shimd import jsontext
 from shimd.errors import InternalError, RuntimeFailure
-from shimd.init.handshake import ProtocolError, receive_listener
 from shimd.init.request import Launched
 from shimd.linux import fdpass
 from shimd.linux.process import pidfd_getfd
@@ -21,13 +20,13 @@ from shimd.oci.model import Seccomp
 _TIMEOUT = struct.pack("=qq", 10, 0)  # struct timeval: for an agent that does not accept, or not read
 
 
-def hand_over(profile: Seccomp | None, process: Launched, channel: socket, number: int, state: bytes) -> None:
-    """``number`` is what the listener is in the process, ``channel`` leads there, ``state`` is that of the container as
-    hooks get it. Raises RuntimeFailure.
+def hand_over(profile: Seccomp | None, process: Launched, number: int, fd: int, state: bytes) -> None:
+    """``number`` is what the listener is in the process, ``fd`` the listener itself or -1, owned from now on; ``state``
+    is that of the container as hooks get it. Raises RuntimeFailure.
     """
     if profile is None or profile.listener_path is None:
         raise InternalError("a seccomp listener without an agent")
-    listener = _fetch(process, channel, number)
+    listener = fd if fd >= 0 else _fetch(process, number)
     document = statejson.process_state(process.pid, profile.listener_metadata, jsontext.loads(state.decode()))
     path = profile.listener_path
     try:
@@ -39,14 +38,11 @@ def hand_over(profile: Seccomp | None, process: Launched, channel: socket, numbe
         os.close(listener)
 
 
-def _fetch(process: Launched, channel: socket, number: int) -> int:
+def _fetch(process: Launched, number: int) -> int:
     try:
-        try:
-            return pidfd_getfd(process.pidfd, number)
-        except PermissionError:  # init is not dumpable, and only privileges of the host help against that
-            return receive_listener(channel)
-    except (OSError, ProtocolError) as error:
-        raise RuntimeFailure(f"fetch the seccomp listener of process {process.pid}: {error}") from error
+        return pidfd_getfd(process.pidfd, number)
+    except OSError as error:
+        raise RuntimeFailure(f"fetch the seccomp listener of process {process.pid}: {error.strerror}") from error
 
 
 def _send(path: str, message: bytes, listener: int) -> None:

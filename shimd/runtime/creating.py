@@ -308,9 +308,9 @@ class _Creation:
         self.undo.push("give the network devices back", self.net_devices.give_back)
         self.net_devices.move(self.plan.net_devices)
 
-    def on_listener(self, channel: socket, number: int) -> None:
+    def on_listener(self, number: int, fd: int) -> None:
         state = hook_state(self.id, "creating", self.launched.pid, self.bundle, self.spec.annotations)
-        agent.hand_over(self.spec.linux.seccomp, self.launched, channel, number, state)
+        agent.hand_over(self.spec.linux.seccomp, self.launched, number, fd, state)
 
     def make_state(self) -> ContainerState:
         pid_namespace = self.spec.linux.namespace("pid")

@@ -62,8 +62,8 @@ def converse(
 
     ``on_sync`` does the runtime's part at "maps", "network", "hooks" and "ready"; ``map_ids`` at "idmap" and "ridmap",
     whose descriptor stays with this function, returns an errno or 0; ``on_listener`` gets the number that the listener
-    of a seccomp filter has in init. Raises InitFailed, InitDied, or what they raise, with a received console closed;
-    the process is then the caller's to kill.
+    of a seccomp filter has in init, and the listener itself or -1, which becomes its own. Raises InitFailed, InitDied,
+    or what they raise, with a received console closed; the process is then the caller's to kill.
     """
     talk = _Talk(control, pidfd, gate=gate)
     talk.raw_newlines = raw_newlines
@@ -105,7 +105,7 @@ class _Talk:
             elif message.kind in ("idmap", "ridmap"):
                 self._answer(handshake.mapped(_and_close(message, map_ids)))
             elif message.kind == "listener":
-                on_listener(self.control, message.fd)
+                on_listener(int(message.text), message.fd)
                 self._answer(handshake.GO)
             elif message.kind == "warning":
                 self.warnings.append(message.text)

@@ -176,10 +176,10 @@ class _Execution:
         self.phases.mark("executed")
         return outcome
 
-    def on_listener(self, channel: socket, number: int) -> None:
+    def on_listener(self, number: int, fd: int) -> None:
         of = self.container
         state = hook_state(of.id, "running", of.pid, of.bundle, of.state.annotations)
-        agent.hand_over(of.spec.linux.seccomp, self.launched, channel, number, state)
+        agent.hand_over(of.spec.linux.seccomp, self.launched, number, fd, state)
 
     def on_sync(self, point: str) -> None:
         self.phases.mark(f"until {point}")

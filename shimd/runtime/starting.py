@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from _socket import socket
-
 from shimd.errors import FailedPrecondition, RuntimeFailure, ShimdError
 from shimd.init import handshake
 from shimd.init.request import Launched
@@ -33,10 +31,10 @@ def start(container: Container) -> None:
 def _open_gate(container: Container) -> None:
     directory = container.directory
 
-    def on_listener(channel: socket, number: int) -> None:
+    def on_listener(number: int, fd: int) -> None:
         state = hook_state(container.id, "created", container.pid, container.bundle, container.state.annotations)
         init = Launched(container.pid, container.live_pidfd())
-        agent.hand_over(container.spec.linux.seccomp, init, channel, number, state)
+        agent.hand_over(container.spec.linux.seccomp, init, number, fd, state)
 
     try:
         failure = handshake.start(f"/proc/self/fd/{directory.fd}/{START_SOCKET}", on_listener)

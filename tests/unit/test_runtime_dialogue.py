@@ -111,7 +111,7 @@ def test_a_listener_is_fetched_before_init_goes_on(init: Init) -> None:
     init.says(handshake.encode_listener(9), READY)
     init.dies()
     converse(
-        init.control, init.pidfd, init.points.append, gate=False, on_listener=lambda _, number: numbers.append(number)
+        init.control, init.pidfd, init.points.append, gate=False, on_listener=lambda number, _: numbers.append(number)
     )
     assert numbers == [9]
 
