@@ -37,6 +37,10 @@ def has_option(verb: str, option: str) -> bool:
     return option in done.stdout
 
 
+# Of a test of what only the versions after Debian's runc 1.1 do.
+NEWER = pytest.mark.skipif(not has_option("create", "--pidfd-socket"), reason="$RUNTIME is too old for it")
+
+
 class Answer:
     """What a call printed and how it ended."""
 

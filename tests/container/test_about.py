@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.boxes import OURS_ONLY, Box, Runtime
+from tests.container.boxes import NEWER, OURS_ONLY, Box, Runtime
 from tests.support import wait
 from tests.support.requires import requires
 
@@ -64,6 +64,7 @@ def test_list_names_what_it_cannot_load_and_goes_on(box: Box) -> None:
     (box.runtime.root / "stray").rmdir()
 
 
+@NEWER  # runc 1.1 finds nothing wrong with it
 def test_list_of_a_root_that_is_not_there_fails(runtime: Runtime) -> None:
     command = [runtime.command[0], "--root", str(runtime.root / "none")]
     answer = runtime.run("list", command=command)
@@ -116,7 +117,8 @@ def test_events_tells_the_figures_once(box: Box) -> None:
     event = json.loads(output)
     assert (event["type"], event["id"]) == ("stats", box.id)
     data = event["data"]
-    assert data["pids"] == {"current": 1, "limit": 123}
+    assert data["pids"]["limit"] == 123
+    assert data["pids"]["current"] >= 1  # runc has threads there, up to the moment of the execve
     assert data["memory"]["usage"]["limit"] > 0
     assert {"cpu", "cpuset", "memory", "pids", "blkio", "hugetlb", "intel_rdt", "network_interfaces"} <= data.keys()
 

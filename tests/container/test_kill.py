@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.container.boxes import Box
+from tests.container.boxes import NEWER, Box
 from tests.support import wait
 
 
@@ -22,6 +22,7 @@ def start_in_the_hosts_pid_namespace(box: Box) -> list[int]:
     return [int(pid) for pid in box.runtime("ps", "-f", "json", box.id).strip("[]\n").split(",")]
 
 
+@NEWER  # runc 1.1 needs --all for that
 def test_sigkill_is_for_all_in_the_hosts_pid_namespace(box: Box) -> None:
     pids = start_in_the_hosts_pid_namespace(box)
     assert len(pids) == 3
@@ -31,6 +32,7 @@ def test_sigkill_is_for_all_in_the_hosts_pid_namespace(box: Box) -> None:
     assert box.status() == "stopped"
 
 
+@NEWER  # runc 1.1 needs --all for that
 def test_sigkill_is_for_those_who_outlived_init(box: Box) -> None:
     pids = start_in_the_hosts_pid_namespace(box)
     os.kill(box.state()["pid"], signal.SIGKILL)
