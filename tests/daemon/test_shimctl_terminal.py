@@ -63,7 +63,7 @@ def test_control_c_is_a_byte(shimctl: Shimctl) -> None:
         terminal.type("\x03")
         terminal.read_until(PROMPT)
         terminal.type("echo status $?\n")
-        terminal.read_until(f"status 130\r\n{PROMPT}")  # before its prompt the shell would not see the end
+        terminal.read_until(f"status 130\r\n/ {PROMPT}")  # before its prompt the shell would not see the end
         terminal.type("\x04")  # control-d: the end of the shell's input
         assert terminal.wait() == 0
 
