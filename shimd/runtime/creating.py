@@ -113,8 +113,6 @@ class _Creation:
         self.options = options
         self.undo = undo
         self.phases = Phases()
-        # Root of any container can join a keyring whose name it knows, or make it before.
-        self.keyring = "" if options.no_new_keyring else f"_ses.{os.urandom(16).hex()}"
         self.net_devices: NetDevices | None = None
         self.mounted: tuple[str, ...] = ()
         self.poststop: tuple[Hook, ...] = ()
@@ -127,6 +125,7 @@ class _Creation:
             pod.make(self.directory.path, self.options.pod)
         self.config = read_config(self.bundle, self.env.host, data)
         self.spec = self.with_options(self.config.spec)
+        self.keyring = self.name_keyring()
         with IdMaps(self.env.launcher, self.name) as self.id_maps, binding.Slots() as slots:
             self.mounted = self.mount()
             self.phases.mark("read")
@@ -144,6 +143,16 @@ class _Creation:
         return self.finish(outcome)
 
     # ---- before there is a process ---------------------------------------------------------------------------------
+
+    def name_keyring(self) -> str:
+        """Names belong to a user namespace, where root of any container can join a keyring whose name it knows, or make
+        it before. So it is runc's name in a namespace that nobody else is in, and one that cannot be guessed elsewhere.
+        """
+        if self.options.no_new_keyring:
+            return ""
+        user = self.spec.linux.namespace("user")
+        is_own = user is not None and user.path is None
+        return f"_ses.{self.id if is_own else os.urandom(16).hex()}"
 
     def reserve(self) -> StateDir:
         directory = StateDir.reserve(self.env.state_root, self.namespace, self.id)

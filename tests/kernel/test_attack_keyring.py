@@ -78,6 +78,21 @@ def test_a_keyring_cannot_be_waiting_for_its_container(rig: Rig) -> None:
         rig.end(container)
 
 
+def test_in_a_user_namespace_of_its_own_it_has_the_name_that_runc_gives_it(rig: Rig) -> None:
+    """Where nobody from outside can make it, or find it."""
+    spec = open_sleeper()
+    spec["linux"]["namespaces"].append({"type": "user"})
+    ids = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    spec["linux"] |= {"uidMappings": ids, "gidMappings": ids}
+    with squatter(f"_ses.{rig.id}") as squatted:
+        container = rig.create(spec, gate=False)
+        assert container.state.keyring == f"_ses.{rig.id}"
+        seen, again = session(rig, container, "x"), session(rig, container, "y")
+        rig.end(container)
+    assert seen[f"_ses.{rig.id}"] == again[f"_ses.{rig.id}"]
+    assert seen[f"_ses.{rig.id}"] not in {f"{serial:08x}" for serial in squatted}
+
+
 def test_an_exec_has_the_keyring_of_the_container_and_nobody_else(rig: Rig, container_id: str) -> None:
     """Not even by its name in a listing."""
     other = Rig(probe(), rig.launcher, rig.place, f"{container_id}-other")
