@@ -49,10 +49,10 @@ def test_three_hundred(containerd: Containerd) -> None:
         assert not [entry.path for entry in os.scandir(f"{point}/{NAMESPACE}") if entry.is_dir()]
     if not IS_RUNC:
         assert list((containerd.daemon.state / "containers" / NAMESPACE).iterdir()) == []
-        # Calls to the keeper borrow connections of a pool, which has grown if more of them came at once than before.
+        # Calls to the keeper borrow connections of a pool, which has grown if more of them came at once than before;
+        # the keeper has a spare process at one time and none at another.
         grown = [after - once for after, once in zip(descriptors(containerd), before, strict=True)]
-        assert grown[0] == grown[1], grown
-        assert grown[0] <= AT_ONCE, grown
+        assert max(grown) <= AT_ONCE, grown
 
 
 def expected_code(name: str) -> int:
