@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import MutableMapping
 
 from shimd.errors import InvalidArgument
 from shimd.records import Record
+from shimd.typed import MutableMapping
 
 _FIRST_FD = 3
 

@@ -6,17 +6,16 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import ExitStack
 from errno import ECONNRESET
 from os import strerror
 
 from jeepney.low_level import HeaderFields, Message, MessageType, Parser
 from jeepney.wrappers import DBusAddress, new_method_call
 
+from shimd.contexts import ExitStack
 from shimd.errors import DeadlineExceeded, Unavailable
 from shimd.records import Record
-from shimd.typed import Any
+from shimd.typed import Any, Callable
 
 CALL_TIMEOUT = 30.0  # seconds
 _CHUNK = 65536

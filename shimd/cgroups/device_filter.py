@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from errno import EACCES, EINVAL, EPERM
 
 from shimd.cgroups import ebpf
 from shimd.cgroups.devices import Access
 from shimd.cgroups.files import errno_text
+from shimd.contexts import ExitStack
 from shimd.errors import RuntimeFailure
 from shimd.linux import bpf
 
@@ -62,7 +62,7 @@ def _replace(cgroup_fd: int, program: int, old: int) -> bool:
 def _attached(cgroup_fd: int) -> list[int]:
     """Descriptors of the programs on this cgroup; those that a security module keeps from us are left alone."""
     fds = []
-    with contextlib.ExitStack() as undo:
+    with ExitStack() as undo:
         for program_id in bpf.prog_query(cgroup_fd):
             try:
                 fd = bpf.prog_get_fd_by_id(program_id)

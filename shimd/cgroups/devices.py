@@ -8,12 +8,11 @@ default and a set of exceptions, so the sequence is played through a model of th
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
-
+from shimd.caches import lru_cache
 from shimd.errors import InvalidSpec, Problem
 from shimd.oci.model import DeviceRule
 from shimd.records import Record
+from shimd.typed import Iterable
 
 ANY = -1  # a wildcard major or minor number
 READ, WRITE, MKNOD = 2, 4, 1  # BPF_DEVCG_ACC_*
@@ -82,7 +81,7 @@ def access_text(mask: int) -> str:
     return "".join(letter for letter, bit in _LETTERS if mask & bit)
 
 
-@functools.lru_cache(maxsize=32)
+@lru_cache(maxsize=32)
 def wanted(configured: tuple[DeviceRule, ...]) -> Access:
     """What a container may do: its configuration's rules, then the defaults. Raises InvalidSpec.
 

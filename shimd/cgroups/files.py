@@ -8,15 +8,15 @@ from runc.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
 from errno import EACCES, EBUSY, EEXIST, EINTR, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, EROFS
 
+from shimd.contexts import ExitStack, suppress
 from shimd.errors import ResourceExhausted, RuntimeFailure
 from shimd.linux import path as linux_path
 from shimd.records import Record
+from shimd.typed import Callable, Iterable, Sequence
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BENEATH = (
@@ -114,7 +114,7 @@ class Directory:
     def _write_each(self, writes: Sequence[Write], *, retry: bool) -> list[Write]:
         """The writes to be tried again. A run of writes to one file, as of device rules, opens it once."""
         late = []
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             fd, opened = -1, ""
             for item in writes:
                 try:
@@ -249,7 +249,7 @@ def make_directories(mount: str, relative: str) -> list[str]:
 def remove_made(mount: str, made: Iterable[str]) -> None:
     """Undo make_directories after a failure; what others use in the meantime stays."""
     for relative in reversed(list(made)):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.rmdir(f"{mount}/{relative}")
 
 
@@ -295,12 +295,12 @@ def _remove_tree(mount: str, relative: str) -> None:
         if err.errno == ENOENT or not os.path.lexists(path):
             return
     visit(mount, relative, leave=_remove_child)
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         os.rmdir(path)
 
 
 def _remove_child(parent: Directory, name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         try:
             os.rmdir(name, dir_fd=parent.fd)
         except OSError as err:

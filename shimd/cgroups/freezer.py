@@ -9,13 +9,13 @@ hold its tasks for good.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import time
 from errno import ENOENT
 
 from shimd.cgroups.files import GONE, Directory, errno_text, read_fd, write_error
+from shimd.contexts import suppress
 from shimd.errors import RuntimeFailure
 
 _V1_STATE = "freezer.state"
@@ -84,7 +84,7 @@ def frozen_v2(directory: Directory) -> bool:
 
 
 def _thaw_after_failure(directory: Directory, file: str, value: str) -> None:
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         directory.write(file, value)
 
 

@@ -8,10 +8,9 @@ Maybe types (``just``, ``nothing``), which D-Bus has not, and handles, which are
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from shimd.records import Record
-from shimd.typed import Any
+from shimd.typed import Any, Callable
 
 Variant = tuple[str, Any]  # D-Bus signature, value
 

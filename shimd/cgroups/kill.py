@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable
 from errno import ENOENT
 
 from shimd.cgroups.files import Directory, write_error
+from shimd.contexts import suppress
 from shimd.errors import RuntimeFailure
 from shimd.linux.signals import signal
+from shimd.typed import Callable, Iterable
 
 
 def kill_cgroup(directory: Directory) -> bool:
@@ -32,7 +32,7 @@ def signal_frozen(
     Where freezing fails, what is there is signalled all the same; a SIGKILL then goes round until a round finds
     nobody new.
     """
-    with contextlib.suppress(RuntimeFailure):
+    with suppress(RuntimeFailure):
         freeze()
     try:
         seen: set[int] = set()
@@ -49,5 +49,5 @@ def _signal_each(pids: Iterable[int], signum: int) -> None:
     me = os.getpid()
     for pid in pids:
         if pid != me:
-            with contextlib.suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
                 os.kill(pid, signum)

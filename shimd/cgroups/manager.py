@@ -7,14 +7,14 @@ kernel allows it; nothing is cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 from shimd.cgroups.place import groups_from_state, names_unit, v1_groups, v2_group
 from shimd.errors import InternalError, Unimplemented
 from shimd.linux.signals import signal
-from shimd.typed import TYPE_CHECKING, Protocol
+from shimd.typed import TYPE_CHECKING, Callable, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from shimd.cgroups.oom import Watch
     from shimd.cgroups.stats import Stats
     from shimd.cgroups.view import View

@@ -6,12 +6,12 @@ shares, quota, period).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from errno import ENOENT
 
 from shimd.cgroups.files import Write
 from shimd.errors import InvalidSpec, Problem
 from shimd.oci.model import BlockIo, Cpu, HugepageLimit, Memory, Network, Pids, Rdma, Resources
+from shimd.typed import Iterable
 
 UNLIMITED = -1
 # kernel/sched/sched.h: MIN_SHARES and MAX_SHARES, to which the kernel would clamp without a word

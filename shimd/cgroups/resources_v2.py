@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from errno import ENOENT
 
 from shimd.cgroups.files import Write
 from shimd.cgroups.resources_v1 import UNLIMITED, pids, rdma
 from shimd.errors import InvalidSpec, Problem
 from shimd.oci.model import BlockIo, Cpu, HugepageLimit, Memory, Pairs, Resources
+from shimd.typed import Iterable
 
 _DEFAULT_PERIOD = 100000
 

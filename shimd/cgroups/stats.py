@@ -7,9 +7,11 @@ the defaults.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from shimd.records import Record
+from shimd.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 NO_LIMIT = 2**64 - 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from shimd.cgroups import stats
 from shimd.cgroups.files import Directory, open_if_there
@@ -28,6 +27,7 @@ from shimd.cgroups.stats import (
     number,
     rdma_entries,
 )
+from shimd.typed import Callable
 
 _NANOSECONDS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 

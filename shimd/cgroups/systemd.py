@@ -12,7 +12,6 @@ A unit with no process left is stopped by systemd itself, and its cgroup is gone
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 
 from shimd.cgroups import devices, oom, resources_v1, resources_v2, systemd_properties
 from shimd.cgroups.files import Directory, open_directory, open_if_there
@@ -24,9 +23,11 @@ from shimd.cgroups.v2 import V2Manager
 from shimd.errors import FailedPrecondition, InternalError, Unimplemented
 from shimd.host.facts import Hierarchy, HostFacts
 from shimd.oci.model import Resources
-from shimd.typed import TYPE_CHECKING
+from shimd.typed import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from shimd.cgroups.systemd_bus import Systemd
 
 Manager = V1Manager | V2Manager  # one of the subclasses below

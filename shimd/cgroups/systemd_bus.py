@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 from jeepney.bus import get_connectable_addresses
 
 from shimd.cgroups.dbus import Body, CallFailed, Connection, Target
 from shimd.cgroups.systemd_properties import Property
+from shimd.contexts import suppress
 from shimd.errors import DeadlineExceeded, RuntimeFailure, Unavailable
+from shimd.typed import Iterator, Sequence
 
 _SERVICE = "org.freedesktop.systemd1"
 _MANAGER = Target(_SERVICE, "/org/freedesktop/systemd1", f"{_SERVICE}.Manager")

@@ -6,15 +6,13 @@ though: systemd writes all that it knows again whenever it changes anything, wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 from shimd.cgroups import resources_v2
 from shimd.cgroups.devices import ANY, Access, access_text
 from shimd.cgroups.systemd_unit import Unit
 from shimd.errors import InvalidSpec, Problem
 from shimd.oci.model import Cpu, Pairs, Pids, Resources
 from shimd.oci.values import cpu_list
-from shimd.typed import Any
+from shimd.typed import Any, Iterator, Mapping
 
 Property = tuple[str, tuple[str, Any]]  # name, D-Bus signature, value
 

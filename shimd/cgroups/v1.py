@@ -8,19 +8,25 @@ process enters.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
 from errno import EBUSY
 
-from shimd.cgroups import devices, files, freezer, kill, oom, resources_v1, stats, stats_v1, update
+from shimd.cgroups import devices, files, resources_v1
 from shimd.cgroups.files import NO_PERMISSION, Directory, Write, open_directory
 from shimd.cgroups.place import Group, groups_to_state, reachable, sub_path
 from shimd.cgroups.view import View, view_v1
+from shimd.contexts import ExitStack, suppress
 from shimd.errors import FailedPrecondition, InvalidArgument, RuntimeFailure
 from shimd.linux import proc
 from shimd.linux.signals import signal
 from shimd.oci.model import Resources
+from shimd.typed import TYPE_CHECKING, Callable, Iterator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shimd.cgroups.oom import Watch
+    from shimd.cgroups.stats import Stats
 
 Plan = dict[str, list[Write]]  # by controller
 _NONE: Mapping[str, str] = {}
@@ -92,7 +98,7 @@ class V1Manager:
         writes = self._plan(resources)
         access = None if self._in_userns else devices.wanted(resources.devices)
         kept, outside = [], []
-        with contextlib.ExitStack() as undo:
+        with ExitStack() as undo:
             undo.callback(self._undo_create)
             for group in self._groups:
                 if self._create_group(group, writes, access):
@@ -249,7 +255,7 @@ class V1Manager:
 
     def _open_tasks(self, paths: dict[str, str]) -> list[int]:
         fds: list[int] = []
-        with contextlib.ExitStack() as undo:
+        with ExitStack() as undo:
             for group in self._groups:
                 if group.controllers:
                     path = paths.get(group.mount, group.path)
@@ -276,6 +282,8 @@ class V1Manager:
                 _apply(directory, writes)
 
     def update(self, current: Resources, change: Resources) -> Resources:
+        from shimd.cgroups import update
+
         merged = update.merge(current, change)
         if merged.memory.check_before_update:
             usage = self._memory_number("memory.usage_in_bytes")
@@ -284,7 +292,7 @@ class V1Manager:
         try:
             self.set(merged)
         except RuntimeFailure:
-            with contextlib.suppress(RuntimeFailure):
+            with suppress(RuntimeFailure):
                 self.set(current)
             raise
         return merged
@@ -305,20 +313,26 @@ class V1Manager:
         return files.pids_of(group.mount, group.path)
 
     def freeze(self) -> None:
+        from shimd.cgroups.freezer import freeze_v1
+
         with self._open("freezer", "freeze") as directory:
-            freezer.freeze_v1(directory)
+            freeze_v1(directory)
 
     def thaw(self) -> None:
+        from shimd.cgroups.freezer import thaw_v1
+
         with self._open("freezer", "thaw") as directory:
-            freezer.thaw_v1(directory)
+            thaw_v1(directory)
 
     def frozen(self) -> bool:
+        from shimd.cgroups.freezer import frozen_v1
+
         group = self._find("freezer")
         directory = files.open_if_there(group.mount, group.path) if group else None
         if directory is None:
             return False
         with directory:
-            return freezer.frozen_v1(directory)
+            return frozen_v1(directory)
 
     def wake_killed(self) -> None:
         """A frozen task of v1 sees SIGKILL only after a thaw."""
@@ -326,6 +340,8 @@ class V1Manager:
             self.thaw()
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
+        from shimd.cgroups.kill import signal_frozen
+
         was_frozen = self.frozen()
         keep_frozen = was_frozen and signum != signal.SIGKILL
         unified = self._find("")
@@ -334,7 +350,7 @@ class V1Manager:
             if not set(self.pids()) - set(files.pids_of(unified.mount, unified.path)):
                 self.wake_killed()
                 return
-        kill.signal_frozen(
+        signal_frozen(
             signum,
             pids=self.pids,
             freeze=_nothing if was_frozen else self.freeze,
@@ -345,21 +361,27 @@ class V1Manager:
         """Every process of ours is also in the unified hierarchy, whose kill catches even a fork bomb without
         freezing it.
         """
+        from shimd.cgroups.kill import kill_cgroup
+
         directory = files.open_if_there(unified.mount, unified.path)
         if directory is not None:
             with directory:
-                kill.kill_cgroup(directory)
+                kill_cgroup(directory)
 
     # ---- figures ---------------------------------------------------------------------------------------------------
 
-    def stats(self) -> stats.Stats:
+    def stats(self) -> Stats:
+        from shimd.cgroups import stats_v1
+
         return stats_v1.read(self._groups)
 
-    def oom_watch(self) -> oom.Watch:
+    def oom_watch(self) -> Watch:
+        from shimd.cgroups.oom import WatchV1
+
         group = self._find("memory")
         if group is None:
             raise FailedPrecondition("cannot watch for OOM kills: the container has no memory cgroup")
-        return oom.WatchV1(group.mount, group.path)
+        return WatchV1(group.mount, group.path)
 
 
 def _nothing() -> None:

@@ -7,20 +7,26 @@ enters with clone3's CLONE_INTO_CGROUP, or through ``cgroup.procs``.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import posixpath
-from collections.abc import Callable, Mapping
 from errno import EACCES, ENOENT, EPERM
 
-from shimd.cgroups import device_filter, devices, files, freezer, kill, oom, resources_v2, stats, stats_v2, update
+from shimd.cgroups import device_filter, devices, files, resources_v2
 from shimd.cgroups.files import NO_PERMISSION, Directory, Write, open_directory
 from shimd.cgroups.place import Group, groups_to_state, reachable, sub_path
 from shimd.cgroups.view import View, view_v2
+from shimd.contexts import ExitStack, suppress
 from shimd.errors import FailedPrecondition, InvalidArgument, RuntimeFailure
 from shimd.linux import proc
 from shimd.linux.signals import signal
 from shimd.oci.model import Resources
+from shimd.typed import TYPE_CHECKING, Callable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shimd.cgroups.oom import Watch
+    from shimd.cgroups.stats import Stats
 
 _DELEGATE = "/sys/kernel/cgroup/delegate"
 
@@ -82,7 +88,7 @@ class V2Manager:
         if not self._make(optional=not writes and not unified):
             self._group_or_none = None
             return
-        with contextlib.ExitStack() as undo:
+        with ExitStack() as undo:
             undo.callback(self._undo_create)
             with self._open() as directory:
                 self._refuse_used(directory)
@@ -115,7 +121,9 @@ class V2Manager:
         pids = files.pids_of(self._group.mount, self._group.path)
         if pids:
             raise FailedPrecondition(f"container's cgroup is not empty: {len(pids)} process(es) found")
-        if freezer.frozen_v2(directory):
+        from shimd.cgroups.freezer import frozen_v2
+
+        if frozen_v2(directory):
             raise FailedPrecondition("container's cgroup unexpectedly frozen")
 
     def _enable_controllers(self, directory: Directory, *, needs_domain: bool) -> None:
@@ -161,7 +169,7 @@ class V2Manager:
         with self._open() as directory:
             os.chown(directory.fd, uid, -1)
             for name in names:
-                with contextlib.suppress(FileNotFoundError):
+                with suppress(FileNotFoundError):
                     os.chown(name, uid, -1, dir_fd=directory.fd, follow_symlinks=False)
 
     def destroy(self) -> None:
@@ -259,6 +267,8 @@ class V2Manager:
             self._apply_unified(directory, unified)
 
     def update(self, current: Resources, change: Resources) -> Resources:
+        from shimd.cgroups import update
+
         merged = update.merge(current, change)
         if merged.memory.check_before_update:
             with self._open() as directory:
@@ -268,7 +278,7 @@ class V2Manager:
         try:
             self.set(merged)
         except RuntimeFailure:
-            with contextlib.suppress(RuntimeFailure):
+            with suppress(RuntimeFailure):
                 self.set(current)
             raise
         return merged
@@ -279,24 +289,32 @@ class V2Manager:
         return files.pids_of(self._group.mount, self._group.path)
 
     def freeze(self) -> None:
+        from shimd.cgroups.freezer import freeze_v2
+
         with self._open() as directory:
-            freezer.freeze_v2(directory)
+            freeze_v2(directory)
 
     def thaw(self) -> None:
+        from shimd.cgroups.freezer import thaw_v2
+
         with self._open() as directory:
-            freezer.thaw_v2(directory)
+            thaw_v2(directory)
 
     def frozen(self) -> bool:
+        from shimd.cgroups.freezer import frozen_v2
+
         directory = self._open_if_there()
         if directory is None:
             return False
         with directory:
-            return freezer.frozen_v2(directory)
+            return frozen_v2(directory)
 
     def wake_killed(self) -> None:
         """Nothing to do: SIGKILL reaches frozen tasks of v2."""
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
+        from shimd.cgroups import freezer, kill
+
         directory = self._open_if_there()
         if directory is None:
             return
@@ -313,12 +331,16 @@ class V2Manager:
 
     # ---- figures ---------------------------------------------------------------------------------------------------
 
-    def stats(self) -> stats.Stats:
+    def stats(self) -> Stats:
+        from shimd.cgroups import stats_v2
+
         with self._open() as directory:
             return stats_v2.read(directory)
 
-    def oom_watch(self) -> oom.Watch:
-        return oom.WatchV2(self._group.mount, self._group.path)
+    def oom_watch(self) -> Watch:
+        from shimd.cgroups.oom import WatchV2
+
+        return WatchV2(self._group.mount, self._group.path)
 
 
 def _wants_weights(resources: Resources) -> bool:
@@ -334,7 +356,7 @@ def _enable(directory: Directory, controllers: tuple[str, ...]) -> None:
         directory.write("cgroup.subtree_control", " ".join(wanted))
     except OSError:
         for item in wanted:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 directory.write("cgroup.subtree_control", item)
 
 
@@ -352,5 +374,5 @@ def _check_type(directory: Directory, *, needs_domain: bool) -> None:
             hint="a parent cgroup has processes of its own: use a cgroupsPath whose parents have none",
         )
     if kind == "domain invalid":
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             directory.write("cgroup.type", "threaded")

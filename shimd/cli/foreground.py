@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import select
-from contextlib import suppress
 
 from shimd.cli.pumps import Pump
 from shimd.cli.signals import Enough, SignalProxy
+from shimd.contexts import suppress
 from shimd.linux import pty
 from shimd.runtime.model import NO_STDIO, Stdio
 from shimd.typed import TYPE_CHECKING

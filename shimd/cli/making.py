@@ -5,11 +5,11 @@ the foreground.
 from __future__ import annotations
 
 import os
-from contextlib import closing
 
 from shimd.cli.command import Call, flag, number, text
 from shimd.cli.handover import Handover
 from shimd.cli.phases import CREATE, log_filter, log_phases, log_protection
+from shimd.contexts import closing
 from shimd.errors import ShimdError
 from shimd.runtime.bundle import read_config
 from shimd.runtime.model import Container, CreateOptions, Stdio

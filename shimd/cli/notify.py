@@ -17,9 +17,9 @@ from __future__ import annotations
 import os
 import select
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket
-from contextlib import closing
 
 from shimd.cli.messages import Messages
+from shimd.contexts import closing
 from shimd.errors import RuntimeFailure
 from shimd.linux import fdpass
 from shimd.runtime.model import Container

@@ -5,11 +5,9 @@ Where runc's debug log has the same moment, it is in runc's words, which scripts
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from shimd.cli.messages import Messages
 from shimd.host.facts import HostFacts
-from shimd.typed import TYPE_CHECKING
+from shimd.typed import TYPE_CHECKING, Mapping
 
 if TYPE_CHECKING:
     from shimd.oci.model import Seccomp

@@ -9,10 +9,10 @@ of our output delays no signal.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 
+from shimd.contexts import contextmanager, suppress
 from shimd.linux.signals import signal
+from shimd.typed import Callable, Iterator
 
 _FAULTS = (signal.SIGILL, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV)  # ours: handling them would raise them again
 _OURS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from shimd.typed import Iterable, Sequence
 
 _MIN_WIDTH = 12
 _PADDING = 3

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from shimd.cli.command import Command, Option
+from shimd.typed import Iterable
 
 
 def program_help(program: str, version: str, root: Command, verbs: Iterable[tuple[str, Command]]) -> str:

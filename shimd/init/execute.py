@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from shimd.init import cgroupfs, devices, hooks, mounts, process, program, rootfs, terminal
 from shimd.init.context import Aborted, Context, StepFailed
 from shimd.init.handshake import Failure
 from shimd.plan import ops
-from shimd.typed import Any
+from shimd.typed import Any, Callable
 
 
 def _sync(ctx: Context, op: ops.Sync) -> None:

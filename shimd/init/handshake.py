@@ -46,11 +46,11 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
-from collections.abc import Callable
 from errno import EINVAL
 
 from shimd.linux import fdpass
 from shimd.records import Record
+from shimd.typed import Callable
 
 MAX_MESSAGE = 32 * 1024
 MAX_TEXT = 16 * 1024  # of an error or warning; hook output is the longest

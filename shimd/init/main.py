@@ -7,7 +7,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterable
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 from shimd.init.context import Aborted, Context
@@ -16,7 +15,7 @@ from shimd.init.handshake import Failure
 from shimd.linux import process
 from shimd.linux.pty import set_controlling_terminal
 from shimd.plan.ops import Step
-from shimd.typed import NoReturn
+from shimd.typed import Iterable, NoReturn
 
 FAILED = 1
 NAME = "shimd:[init]"  # in ps, up to the execve

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import os
 from _socket import socket
-from contextlib import suppress
 from errno import EACCES, EISDIR, ENOENT, ENOSYS, EPERM
 from fcntl import F_DUPFD_CLOEXEC, F_SETFD, FD_CLOEXEC, fcntl
 from stat import S_ISDIR, S_ISREG
 
+from shimd.contexts import suppress
 from shimd.init.context import Context, StepFailed
 from shimd.init.handshake import CREATED, STARTED
 from shimd.linux import process

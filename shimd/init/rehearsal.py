@@ -5,8 +5,8 @@ it learns in a child is gone with the child. So the keeper runs what every init 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
+from shimd.contexts import suppress
 from shimd.init import mounts, rootfs, targets
 from shimd.init.context import Context, StepFailed
 from shimd.init.execute import execute

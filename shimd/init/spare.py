@@ -20,9 +20,8 @@ from __future__ import annotations
 import os
 import select
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
-from collections.abc import Callable
-from contextlib import suppress
 
+from shimd.contexts import suppress
 from shimd.errors import InternalError
 from shimd.init.context import Context
 from shimd.init.execute import execute
@@ -45,7 +44,7 @@ from shimd.linux.mount import (
 from shimd.linux.succeed import Successor
 from shimd.plan import ops
 from shimd.plan.wire import dumps, loads
-from shimd.typed import NoReturn
+from shimd.typed import Callable, NoReturn
 
 SPARE_NAME = "shimd:[spare]"
 

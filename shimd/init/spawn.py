@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
-from collections.abc import Callable
 
 from shimd.errors import InternalError, RuntimeFailure
 from shimd.init.context import Context
@@ -26,7 +25,7 @@ from shimd.init.request import Launched, LaunchRequest
 from shimd.linux import fdpass, process
 from shimd.plan import ops
 from shimd.plan.wire import loads
-from shimd.typed import NoReturn
+from shimd.typed import Callable, NoReturn
 
 Steps = tuple[ops.Step, ...]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from _socket import socket
-from contextlib import suppress
 from errno import EINVAL, ENOENT, EPERM, EROFS
 from stat import S_IFREG, S_ISCHR
 
+from shimd.contexts import suppress
 from shimd.init.context import Context, StepFailed
 from shimd.init.handshake import encode_console
 from shimd.init.rootfs import open_dev_null

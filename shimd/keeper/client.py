@@ -7,7 +7,6 @@ import json
 import os
 import threading
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket
-from collections.abc import Iterable
 
 from shimd.errors import AlreadyExists, FailedPrecondition, NotFound, RuntimeFailure, ShimdError, Unavailable
 from shimd.init.packets import MalformedMessage, close_all, receive_message, send_message
@@ -15,6 +14,7 @@ from shimd.init.request import Launched, LaunchRequest
 from shimd.keeper.protocol import SOCKET_NAME, VERSION, Exit
 from shimd.keeper.start import spawn_keeper
 from shimd.records import Record
+from shimd.typed import Iterable
 
 __all__ = ["Exit", "KeeperClient", "LaunchRequest", "Launched", "Listing", "read_exit_file", "spawn_keeper"]
 

@@ -15,7 +15,6 @@ import resource
 import select
 import sys
 from _socket import AF_UNIX, SO_PEERCRED, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOL_SOCKET, socket
-from collections.abc import Callable
 
 from shimd.init.main import close_others
 from shimd.init.rehearsal import rehearse
@@ -26,6 +25,7 @@ from shimd.keeper.requests import Keeper
 from shimd.keeper.spares import Spares
 from shimd.linux import process
 from shimd.linux.signals import signal
+from shimd.typed import Callable
 
 _BACKLOG = 128
 _UCRED_SIZE = 12

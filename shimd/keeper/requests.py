@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
 from errno import EBUSY, EIO, ENOENT, EPROTO
 
 from shimd.errors import RuntimeFailure, ShimdError
@@ -15,7 +14,7 @@ from shimd.keeper.children import Children
 from shimd.keeper.connection import Connection, Watcher
 from shimd.keeper.protocol import VERSION, Exit
 from shimd.keeper.spares import Spares
-from shimd.typed import Any
+from shimd.typed import Any, Callable, Iterable
 
 Results = tuple[tuple[Any, ...], list[int]]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 from shimd.init.pending import Pending
 from shimd.init.request import LaunchRequest
 from shimd.init.spare import Spare
 from shimd.linux.succeed import Successor
+from shimd.typed import Callable
 
 # Made once the keeper had nothing to do for so long: not while many launches follow on each other and the processors
 # are busy with

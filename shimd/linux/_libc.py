@@ -1,17 +1,18 @@
 """System calls through glibc's ``syscall(2)``, as OSError or a result.
 
 Every argument is one register wide: an int (negative ones too), ``bytes``, a ctypes buffer, or None for a null
-pointer. ``str`` is no argument: paths go through ``encode``. The GIL stays held (PyDLL): a system call of a
-microsecond must not cost a wait of up to the interpreter's switch interval in a daemon with busy threads. Calls that
-can take long use ``blocking_syscall``.
+pointer. ``str`` is no argument: paths go through ``encode``. The GIL stays held: a system call of a microsecond must
+not cost a wait of up to the interpreter's switch interval in a daemon with busy threads. Calls that can take long use
+``blocking_syscall``.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 
-Argument = int | bytes | ctypes.Array[ctypes.c_char] | None
+from shimd.linux import cdata
+
+Argument = int | bytes | cdata.Memory | None
 
 MACHINE = os.uname().machine
 
@@ -43,6 +44,7 @@ _NUMBERS_X86_64 = {
     "tee": 276,
     "getcwd": 79,
     "clone": 56,
+    "mmap": 9,
     "mprotect": 10,
     "set_tid_address": 218,
     "signalfd4": 289,
@@ -77,6 +79,7 @@ _NUMBERS_AARCH64 = {
     "tee": 77,
     "getcwd": 17,
     "clone": 220,
+    "mmap": 222,
     "mprotect": 226,
     "set_tid_address": 96,
     "signalfd4": 74,
@@ -103,29 +106,22 @@ _NUMBERS_COMMON = {
 NR = {**({"x86_64": _NUMBERS_X86_64, "aarch64": _NUMBERS_AARCH64}.get(MACHINE, {})), **_NUMBERS_COMMON}
 
 
-def _prototypes(library: ctypes.CDLL) -> tuple[ctypes._NamedFuncPointer, ...]:
-    """``syscall`` for each number of arguments: converting six where one is used would cost more than most calls."""
-    functions = []
-    for count in range(7):
-        function = library["syscall"]
-        function.restype = ctypes.c_long
-        function.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * count)
-        functions.append(function)
-    return tuple(functions)
+_at = cdata.symbol("syscall")
 
-
-_held = _prototypes(ctypes.PyDLL(None, use_errno=True))
-_released = _prototypes(ctypes.CDLL(None, use_errno=True))
+# For each number of arguments: converting six where one is used would cost more than most calls.
+_held = tuple(cdata.foreign(_at, 1 + count, held=True) for count in range(7))
+_released = cdata.foreign(_at, 1 + 6, held=False)
+_NO_ARGUMENTS = (0,) * 6
 
 
 def _error(path: str | bytes | None) -> OSError:
-    number = ctypes.get_errno()
+    number = cdata.errno()
     return OSError(number, os.strerror(number), path)
 
 
 def syscall(number: int, *args: Argument, path: str | bytes | None = None) -> int:
     """Raises OSError with ``path`` as its filename."""
-    result: int = _held[len(args)](number, *args)
+    result = _held[len(args)](number, *args)
     if result == -1:
         raise _error(path)
     return result
@@ -133,7 +129,7 @@ def syscall(number: int, *args: Argument, path: str | bytes | None = None) -> in
 
 def blocking_syscall(number: int, *args: Argument, path: str | bytes | None = None) -> int:
     """``syscall`` with the GIL released, for calls that may wait for a disk or a network file system."""
-    result: int = _released[len(args)](number, *args)
+    result = _released(number, *args, *_NO_ARGUMENTS[len(args) :])
     if result == -1:
         raise _error(path)
     return result
@@ -147,11 +143,13 @@ def encode(text: str | bytes) -> bytes:
     return data
 
 
-def buffer(data: bytes) -> ctypes.Array[ctypes.c_char]:
+def buffer(data: bytes) -> cdata.Memory:
     """A writable buffer of exactly ``len(data)`` bytes."""
-    return ctypes.create_string_buffer(data, len(data))
+    memory = cdata.memory(len(data))
+    memory.raw = data
+    return memory
 
 
-def address(memory: ctypes.Array[ctypes.c_char]) -> int:
+def address(memory: cdata.Memory) -> int:
     """For pointers inside of structures; the caller keeps ``memory`` alive across the call."""
-    return ctypes.addressof(memory)
+    return cdata.address(memory)

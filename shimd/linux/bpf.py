@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import struct
 
+from shimd.linux import cdata
 from shimd.linux._libc import NR, address, buffer, syscall
 
 BPF_PROG_LOAD = 5
@@ -44,7 +44,7 @@ def prog_load(program: bytes, *, kind: int = BPF_PROG_TYPE_CGROUP_DEVICE, name: 
             raise OSError(error.errno, error.strerror, text[-400:] or None) from None
 
 
-def _load(program: bytes, kind: int, name: str, log: ctypes.Array[ctypes.c_char] | None) -> int:
+def _load(program: bytes, kind: int, name: str, log: cdata.Memory | None) -> int:
     instructions, license_text = buffer(program), buffer(_LICENSE)
     head = (kind, len(program) // _INSTRUCTION, address(instructions), address(license_text))
     debug = (0, 0, 0) if log is None else (1, len(log), address(log))

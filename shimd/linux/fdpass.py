@@ -6,7 +6,8 @@ import errno
 import os
 import struct
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_NOSIGNAL, SCM_RIGHTS, SOL_SOCKET, socket
-from collections.abc import Sequence
+
+from shimd.typed import Sequence
 
 MAX_FDS = 253  # SCM_MAX_FD of the kernel
 

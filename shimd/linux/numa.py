@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from shimd.linux._libc import NR, syscall
+from shimd.typed import Iterable
 
 MODES = {
     "MPOL_DEFAULT": 0,

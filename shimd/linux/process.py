@@ -8,11 +8,11 @@ Python's own state is put right by the same three functions that os.fork uses.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # no enum members made of numbers, as signal does; no stub exists
-import ctypes
 import os
 import struct
 from fcntl import ioctl
 
+from shimd.linux import cdata
 from shimd.linux._libc import NR, address, buffer, encode, syscall
 from shimd.linux.signals import signal
 
@@ -79,9 +79,10 @@ _CLONE_ARGS = struct.Struct("=11Q")
 _PATH_MAX = 4096
 _RLIMIT = struct.Struct("=QQ")
 
-_python = ctypes.pythonapi
-for _name in ("PyOS_BeforeFork", "PyOS_AfterFork_Child", "PyOS_AfterFork_Parent"):
-    getattr(_python, _name).restype = None
+_before_fork, _after_fork_child, _after_fork_parent = (
+    cdata.foreign(cdata.symbol(name), 0, held=True)
+    for name in ("PyOS_BeforeFork", "PyOS_AfterFork_Child", "PyOS_AfterFork_Parent")
+)
 
 
 def clone3(flags: int, *, cgroup_fd: int = -1) -> tuple[int, int]:
@@ -90,23 +91,23 @@ def clone3(flags: int, *, cgroup_fd: int = -1) -> tuple[int, int]:
     ``cgroup_fd`` is a cgroup v2 directory that the child is born in. With CLONE_PARENT the caller's parent reaps the
     child. One thread only.
     """
-    pidfd = ctypes.c_int(-1)
+    pidfd = cdata.Number(-1)
     flags |= CLONE_PIDFD
     if cgroup_fd >= 0:
         flags |= CLONE_INTO_CGROUP
     exit_signal = 0 if flags & CLONE_PARENT else signal.SIGCHLD
-    fields = (flags, ctypes.addressof(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup_fd, 0))
+    fields = (flags, cdata.address(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup_fd, 0))
     arguments = buffer(_CLONE_ARGS.pack(*fields))
-    _python.PyOS_BeforeFork()
+    _before_fork()
     try:
         pid = syscall(NR["clone3"], arguments, _CLONE_ARGS.size)
     except OSError:
-        _python.PyOS_AfterFork_Parent()
+        _after_fork_parent()
         raise
     if pid == 0:
-        _python.PyOS_AfterFork_Child()
+        _after_fork_child()
         return 0, -1
-    _python.PyOS_AfterFork_Parent()
+    _after_fork_parent()
     return pid, pidfd.value
 
 
@@ -114,18 +115,18 @@ def clone(flags: int) -> tuple[int, int]:
     """As clone3 for what the older clone(2) knows too: many seccomp filters refuse clone3, whose arguments they cannot
     see.
     """
-    pidfd = ctypes.c_int(-1)
+    pidfd = cdata.Number(-1)
     exit_signal = 0 if flags & CLONE_PARENT else signal.SIGCHLD
-    _python.PyOS_BeforeFork()
+    _before_fork()
     try:
-        pid = syscall(NR["clone"], flags | CLONE_PIDFD | exit_signal, 0, ctypes.addressof(pidfd), 0, 0)
+        pid = syscall(NR["clone"], flags | CLONE_PIDFD | exit_signal, 0, cdata.address(pidfd), 0, 0)
     except OSError:
-        _python.PyOS_AfterFork_Parent()
+        _after_fork_parent()
         raise
     if pid == 0:
-        _python.PyOS_AfterFork_Child()
+        _after_fork_child()
         return 0, -1
-    _python.PyOS_AfterFork_Parent()
+    _after_fork_parent()
     return pid, pidfd.value
 
 

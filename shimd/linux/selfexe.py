@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 
-from shimd.linux.memfd import create, is_sealed, seal
 from shimd.linux.mount import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOSUID,
@@ -24,7 +23,6 @@ from shimd.linux.mount import (
     mount_id,
     statfs_type,
 )
-from shimd.linux.proc import mountinfo
 
 _CHUNK = 1 << 20
 
@@ -59,6 +57,8 @@ def read_only_clone(path: str) -> int:
 
 
 def sealed_copy(path: str) -> int:
+    from shimd.linux.memfd import create, seal
+
     source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         target = create(f"shimd:{os.path.basename(path)}", executable=True)
@@ -79,6 +79,9 @@ def sealed_copy(path: str) -> int:
 
 def is_protected(path: str = "/proc/self/exe") -> bool:
     """Whether the program is a sealed memfd or on an overlay that no mount namespace of ours shows."""
+    from shimd.linux.memfd import is_sealed
+    from shimd.linux.proc import mountinfo
+
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if is_sealed(fd):

@@ -13,16 +13,21 @@ which it hardly uses; the kernel is told not to clear that one when the parent e
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import mmap
 import os
 import struct
 
+from shimd.linux import cdata
 from shimd.linux._libc import MACHINE, NR, buffer, syscall
 from shimd.linux.process import CLONE_INTO_CGROUP, CLONE_PARENT, CLONE_VM, pidfd_open
 
 CLONE_PARENT_SETTID = 0x00100000
+
+PROT_READ = 1
+PROT_WRITE = 2
+PROT_EXEC = 4
+MAP_PRIVATE = 0x02
+MAP_ANONYMOUS = 0x20
 
 # long f(struct clone_args *, size_t): 0 in the child, a negative errno, or no return.
 _CODE = {
@@ -50,11 +55,10 @@ class Successor:
         code = _CODE.get(MACHINE)
         if code is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        self._page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._page.write(code)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
-        syscall(NR["mprotect"], address, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC)
-        self._function = ctypes.PYFUNCTYPE(ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t)(address)
+        page = syscall(NR["mmap"], None, len(code), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        cdata.memory(len(code), page).raw = code
+        syscall(NR["mprotect"], page, len(code), PROT_READ | PROT_EXEC)
+        self._function = cdata.foreign(page, 2, held=True)
 
     def clone(self, flags: int, *, cgroup_fd: int = -1) -> tuple[int, int]:
         """Returns in the child only: its pid as its parent's parent sees it, which is its parent too, and a pidfd of
@@ -62,10 +66,10 @@ class Successor:
         """
         syscall(NR["set_tid_address"], None)
         predecessor = pidfd_open(os.getpid())
-        pid = ctypes.c_int(-1)
+        pid = cdata.Number(-1)
         flags |= CLONE_VM | CLONE_PARENT | CLONE_PARENT_SETTID | (CLONE_INTO_CGROUP if cgroup_fd >= 0 else 0)
-        fields = (flags, 0, 0, ctypes.addressof(pid), 0, 0, 0, 0, 0, 0, max(cgroup_fd, 0))
-        result: int = self._function(buffer(_CLONE_ARGS.pack(*fields)), _CLONE_ARGS.size)
+        fields = (flags, 0, 0, cdata.address(pid), 0, 0, 0, 0, 0, 0, max(cgroup_fd, 0))
+        result = self._function(buffer(_CLONE_ARGS.pack(*fields)), _CLONE_ARGS.size)
         if result < 0:
             os.close(predecessor)
             raise OSError(-result, os.strerror(-result))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from shimd.oci import values
 from shimd.oci.spec import OCI_VERSION, OCI_VERSION_MIN
-from shimd.typed import Any, Protocol
+from shimd.typed import Any, Iterable, Protocol
 
 
 class Host(Protocol):

@@ -7,12 +7,9 @@ problem, so that all of them are found, and put a blank in the place of what the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from types import MappingProxyType
-
 from shimd import jsontext
 from shimd.errors import Problem
-from shimd.typed import Any, Protocol
+from shimd.typed import Any, Callable, Collection, Mapping, MappingProxyType, Protocol, Sequence
 
 MAX_PROBLEMS = 100  # of one document; a hostile one could have a million
 

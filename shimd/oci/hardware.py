@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from shimd.errors import Problem
 from shimd.oci.fields import pointer, show
 from shimd.oci.model import Spec
 from shimd.oci.values import cpu_list
+from shimd.typed import Iterator
 
 Problems = Iterator[Problem]
 

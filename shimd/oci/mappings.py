@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 from shimd.errors import Problem
 from shimd.oci.model import IdMapping, Linux, Mount, Spec
+from shimd.typed import Iterable, Iterator
 
 Problems = Iterator[Problem]
 

@@ -14,11 +14,8 @@ Records are shared between containers through the reader's cache: never put anyt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 from shimd.records import Record
-from shimd.typed import Any
+from shimd.typed import Any, Mapping, MappingProxyType
 
 Pairs = Mapping[str, str]
 

@@ -7,15 +7,13 @@ equal names wins, the case of names does not matter, null is the same as absent,
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
-
 from shimd import jsontext
+from shimd.caches import lru_cache
 from shimd.errors import InvalidSpec, Problem
 from shimd.oci import rules, tables
 from shimd.oci.fields import MAX_PROBLEMS, Document, ObjectOf, Refused
 from shimd.oci.model import Process, Resources, Spec
-from shimd.typed import Any
+from shimd.typed import Any, Iterable
 
 MAX_BYTES = 4 << 20
 CACHED_BYTES = 64 << 10  # larger documents are not worth the memory
@@ -40,7 +38,7 @@ def read_resources(data: bytes) -> Resources:
     return resources
 
 
-_cached = functools.lru_cache(CACHED_DOCUMENTS)(read_spec)
+_cached = lru_cache(CACHED_DOCUMENTS)(read_spec)
 
 
 def read_spec_cached(data: bytes) -> Spec:

@@ -8,8 +8,6 @@ mistake is reported once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-
 from shimd.errors import Problem
 from shimd.oci import hardware, mappings
 from shimd.oci.fields import pointer, show
@@ -17,7 +15,7 @@ from shimd.oci.mappings import is_bind
 from shimd.oci.model import Device, Mount, Process, Resources, Scheduler, Seccomp, Spec
 from shimd.oci.values import rooted, sysctl_path
 from shimd.records import Record
-from shimd.typed import Any
+from shimd.typed import Any, Callable, Iterator, Sequence
 
 Check = Callable[[Any, list[Problem]], list[Problem]]
 Problems = Iterator[Problem]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from shimd import jsontext
 from shimd.oci.spec import OCI_VERSION
-from shimd.typed import Any
+from shimd.typed import Any, Mapping
 
 
 def hook_state(

@@ -7,14 +7,13 @@ the order of the specification, and return the warnings. The rules that need no 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
 
 from shimd.errors import InvalidSpec, Problem
 from shimd.oci.fields import show
 from shimd.oci.mappings import is_bind, is_id_mapped
 from shimd.oci.model import IdMapping, Process, Resources, Spec
 from shimd.oci.values import CAPABILITIES, huge_page_kib, sysctl_path
-from shimd.typed import Any, Protocol
+from shimd.typed import Any, Callable, Iterator, Protocol, Sequence
 
 Problems = Iterator[Problem]
 Rule = Callable[[Any, "Host"], Problems]

@@ -12,8 +12,9 @@ its own far above the others, which say nothing about how new the profile is.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from errno import ENOSYS
+
+from shimd.typed import Mapping
 
 INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jt, jf, k
 MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS

@@ -10,8 +10,7 @@ flags of its source that it did not ask for, as MS_REMOUNT|MS_BIND has it, but k
 
 from __future__ import annotations
 
-from functools import lru_cache
-
+from shimd.caches import lru_cache
 from shimd.linux.mount import (
     MOUNT_ATTR__ATIME,
     MOUNT_ATTR_NOATIME,

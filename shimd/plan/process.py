@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
+from shimd.caches import lru_cache
 from shimd.linux import caps, numa, sched
 from shimd.oci import model
 from shimd.oci.values import cpu_list
@@ -16,7 +15,7 @@ from shimd.records import Record
 DEFAULT_UMASK = 0o022
 
 # Of x86 and arm, see getrlimit(2).
-_RLIMITS = {
+RLIMITS = {
     "RLIMIT_CPU": 0,
     "RLIMIT_FSIZE": 1,
     "RLIMIT_DATA": 2,
@@ -167,7 +166,7 @@ def add_oom_score(builder: Builder, at: str, value: int | None) -> None:
 
 
 def rlimits(process: model.Process) -> tuple[ops.Rlimit, ...]:
-    return tuple([ops.Rlimit(_RLIMITS[limit.type], limit.soft, limit.hard) for limit in process.rlimits])
+    return tuple([ops.Rlimit(RLIMITS[limit.type], limit.soft, limit.hard) for limit in process.rlimits])
 
 
 def cpus(text: str | None) -> tuple[int, ...]:

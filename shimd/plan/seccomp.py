@@ -7,14 +7,13 @@ file, because a newer library knows more names.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 from _blake2 import blake2b  # hashlib would load OpenSSL
 from _thread import get_ident
 from errno import EEXIST, ENOSYS, EPERM
-from functools import lru_cache
 
+from shimd.caches import lru_cache
+from shimd.contexts import suppress
 from shimd.errors import InvalidSpec, Problem, Unimplemented
 from shimd.host.facts import HostFacts
 from shimd.linux import seccomp as kernel
@@ -171,7 +170,7 @@ def _library() -> Any:
     from importlib import import_module
 
     for name in ("seccomp", "pyseccomp"):
-        with contextlib.suppress(ImportError, RuntimeError):  # RuntimeError: pyseccomp does not find libseccomp
+        with suppress(ImportError, RuntimeError):  # RuntimeError: pyseccomp does not find libseccomp
             return import_module(name)
     raise Unimplemented(
         "/linux/seccomp: config provided but seccomp is not supported: libseccomp is not installed",
@@ -181,6 +180,8 @@ def _library() -> Any:
 
 def libseccomp_version() -> str:
     """Such as "2.5.4"; "" where profiles cannot be compiled."""
+    import ctypes  # slow to load, and seldom needed
+
     try:
         _library()
         library = ctypes.CDLL("libseccomp.so.2")
@@ -196,7 +197,7 @@ def _compile(profile: model.Seccomp) -> Program:
     result = library.SyscallFilter(default)
     architectures = _add_architectures(library, result, profile)
     if sum(len(rule.names) for rule in profile.syscalls) >= BINARY_TREE_FROM:
-        with contextlib.suppress(OSError):  # before 2.5: a list is slower, nothing else
+        with suppress(OSError):  # before 2.5: a list is slower, nothing else
             result.set_attr(_ATTRIBUTE_OPTIMIZE, _BINARY_TREE)
     unknown = _add_rules(library, result, profile, default)
     code = _prefix(library, profile, architectures) + _export(result)
@@ -330,7 +331,7 @@ def _read_cache(path: str) -> Program | None:
 def _write_cache(path: str, program: Program) -> None:
     """A cache that cannot be written costs time, not containers."""
     payload = "\n".join(program.unknown).encode() + b"\0" + program.code
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         temporary = f"{path}.{os.getpid()}.{get_ident()}"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:

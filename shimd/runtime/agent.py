@@ -7,9 +7,9 @@ from __future__ import annotations
 import os
 import struct
 from _socket import AF_UNIX, SO_SNDTIMEO, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socket
-from contextlib import closing
 
 from shimd import jsontext
+from shimd.contexts import closing
 from shimd.errors import InternalError, RuntimeFailure
 from shimd.init.request import Launched
 from shimd.linux import fdpass

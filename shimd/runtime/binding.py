@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, SOCK_STREAM, socket, socketpair
-from collections.abc import Iterable
 
 from shimd.errors import InvalidArgument, RuntimeFailure
 from shimd.linux import mount
@@ -13,6 +12,7 @@ from shimd.runtime.idmaps import IdMaps
 from shimd.runtime.model import CreateOptions, ExecOptions, Stdio
 from shimd.runtime.namespaces import open_namespace
 from shimd.runtime.state import START_SOCKET, StateDir
+from shimd.typed import Iterable
 
 
 class Slots:

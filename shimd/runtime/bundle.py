@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from _blake2 import blake2b  # hashlib would load OpenSSL
 
+from shimd.caches import lru_cache
 from shimd.errors import InvalidArgument
 from shimd.host.facts import HostFacts
 from shimd.oci.model import Spec
@@ -40,7 +40,7 @@ def _checked(data: bytes, host: HostFacts) -> Config:
     return Config(data, blake2b(data, digest_size=32).hexdigest(), spec, validate(spec, host))
 
 
-_checked_cached = functools.lru_cache(CACHED_DOCUMENTS)(_checked)
+_checked_cached = lru_cache(CACHED_DOCUMENTS)(_checked)
 
 
 def _remembered(data: bytes, host: HostFacts) -> Config:

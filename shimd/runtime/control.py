@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
 
+from shimd.contexts import closing
 from shimd.errors import NotFound
 from shimd.linux import proc
 from shimd.linux.process import pidfd_send_signal

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from _socket import socket
-from contextlib import closing
 
 from shimd.cgroups.manager import CgroupManager, manager
+from shimd.contexts import closing
 from shimd.errors import RuntimeFailure
 from shimd.oci.model import ConsoleSize, Hook, Mount, Spec
 from shimd.plan import wire
@@ -19,14 +19,13 @@ from shimd.plan.compile import compile_create
 from shimd.plan.ops import Plan
 from shimd.plan.options import CompileOptions
 from shimd.plan.rootfs import hook_specs
-from shimd.runtime import agent, binding, hooks, rdt, rootfs
+from shimd.runtime import binding, rdt, rootfs
 from shimd.runtime.bundle import find_rootfs, read_config
 from shimd.runtime.control import start_time
 from shimd.runtime.dialogue import InitDied, Outcome, converse
 from shimd.runtime.idmaps import IdMaps
 from shimd.runtime.launch import Launched, LaunchRequest
 from shimd.runtime.model import Container, CreateOptions, Environment, Phases, Stdio, launch_name, unique_name
-from shimd.runtime.netdevices import NetDevices
 from shimd.runtime.process import (
     cgroup_view,
     error_text,
@@ -48,6 +47,10 @@ from shimd.runtime.state import (
     timestamp,
 )
 from shimd.runtime.undo import Undo
+from shimd.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shimd.runtime.netdevices import NetDevices
 
 NOTIFY_PLACE = "/run/notify"  # in the container
 
@@ -312,12 +315,16 @@ class _Creation:
 
     def move_net_devices(self) -> None:
         """Init waits, so its pid and its namespace are its own."""
+        from shimd.runtime.netdevices import NetDevices
+
         namespace = os.open(f"/proc/{self.launched.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.net_devices = NetDevices(namespace)
         self.undo.push("give the network devices back", self.net_devices.give_back)
         self.net_devices.move(self.plan.net_devices)
 
     def on_listener(self, number: int, fd: int) -> None:
+        from shimd.runtime import agent
+
         state = hook_state(self.id, "creating", self.launched.pid, self.bundle, self.spec.annotations)
         agent.hand_over(self.spec.linux.seccomp, self.launched, number, fd, state)
 
@@ -370,12 +377,16 @@ class _Creation:
 
     def run_hooks(self, kind: str, entries: tuple[Hook, ...], status: str) -> None:
         if entries:
+            from shimd.runtime import hooks
+
             state = hook_state(self.id, status, self.launched.pid, self.bundle, self.spec.annotations)
             hooks.run_hooks(kind, hook_specs(entries), state, cwd=self.bundle)
 
     def run_poststop(self) -> None:
         """As after a delete; only once a process was made, so that a hook could have done something to take back."""
         if self.poststop:
+            from shimd.runtime import hooks
+
             state = hook_state(self.id, "stopped", 0, self.bundle, self.spec.annotations)
             problems = hooks.run_hooks_through("poststop", hook_specs(self.poststop), state, cwd=self.bundle)
             if problems:

@@ -5,9 +5,9 @@ repeated.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 from shimd.cgroups.manager import from_state
+from shimd.contexts import suppress
 from shimd.errors import DeadlineExceeded, NotFound, RuntimeFailure, ShimdError
 from shimd.linux.process import pidfd_send_signal
 from shimd.linux.signals import signal
@@ -15,7 +15,6 @@ from shimd.plan.ops import HookSpec
 from shimd.plan.rootfs import hook_specs
 from shimd.runtime import rdt
 from shimd.runtime.control import derive_status, is_alive, members
-from shimd.runtime.hooks import run_hooks_through
 from shimd.runtime.launch import wait_dead
 from shimd.runtime.model import Container, Environment, launch_name
 from shimd.runtime.process import hook_state
@@ -36,6 +35,8 @@ def delete(env: Environment, container: Container, *, force: bool) -> tuple[str,
     env.launcher.forget(*_launch_names(container))
     container.directory.remove()
     if poststop:
+        from shimd.runtime.hooks import run_hooks_through
+
         state = hook_state(container.id, Status.STOPPED, 0, container.bundle, container.state.annotations)
         problems += run_hooks_through("poststop", poststop, state, cwd=container.bundle)
     # After the hooks, which may want to see what the container has left.

@@ -6,14 +6,14 @@ import errno
 import os
 import select
 from _socket import socket
-from collections.abc import Callable
-from contextlib import suppress
 
+from shimd.contexts import suppress
 from shimd.errors import RuntimeFailure
 from shimd.init import handshake
 from shimd.init.handshake import Failure
 from shimd.linux import pty
 from shimd.records import Record
+from shimd.typed import Callable
 
 
 class Outcome(Record):

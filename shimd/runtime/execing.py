@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from _socket import socket
-from contextlib import closing
 
+from shimd.contexts import closing
 from shimd.errors import NotFound, RuntimeFailure
 from shimd.linux.process import pidfd_send_signal
 from shimd.linux.signals import signal

@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Sequence
 
 from shimd.errors import RuntimeFailure
 from shimd.linux import memfd
 from shimd.linux.signals import signal
 from shimd.plan.ops import HookSpec
-from shimd.typed import TYPE_CHECKING
+from shimd.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
     import subprocess

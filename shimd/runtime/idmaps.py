@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
 
 from shimd.errors import RuntimeFailure
 from shimd.init.handshake import Message, id_map_error
@@ -20,6 +19,7 @@ from shimd.runtime.launch import Launcher
 from shimd.runtime.mapped import Maps
 from shimd.runtime.namespaces import open_namespace
 from shimd.runtime.process import write_id_maps
+from shimd.typed import Iterable
 
 
 class IdMaps:

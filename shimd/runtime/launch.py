@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import select
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
 
+from shimd.contexts import closing, contextmanager
 from shimd.init.request import Launched, LaunchRequest
 from shimd.linux.process import CLONE_NEWUSER, pidfd_send_signal
 from shimd.linux.signals import signal
-from shimd.typed import TYPE_CHECKING, Protocol
+from shimd.typed import TYPE_CHECKING, AbstractContextManager, Iterator, Protocol
 
 if TYPE_CHECKING:  # a command line has no keeper, and no need of what its client loads
     from shimd.keeper.client import KeeperClient

@@ -9,13 +9,13 @@ somewhere, and keeps its own copies of them: so the directory is mapped to a pla
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
+from shimd.contexts import contextmanager
 from shimd.errors import InvalidArgument, RuntimeFailure, Unimplemented
 from shimd.linux import mount as m
 from shimd.plan.ops import IdMap
 from shimd.records import Record
+from shimd.typed import Callable, Iterator, Sequence
 
 # Maps a detached tree, which stays the caller's.
 MapTree = Callable[[int, "Maps"], None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 
 from shimd import jsontext
 from shimd.errors import FailedPrecondition, RuntimeFailure
@@ -13,6 +12,8 @@ from shimd.runtime.state import CONFIG_FILE, ContainerState, StateDir
 from shimd.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from shimd.cgroups.manager import CgroupManager
     from shimd.host.facts import HostFacts
     from shimd.oci.model import Resources, Spec

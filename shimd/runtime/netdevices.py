@@ -9,14 +9,13 @@ kernel gives physical interfaces back by itself, and removes the others; a creat
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
+from shimd.contexts import contextmanager
 from shimd.errors import RuntimeFailure
 from shimd.linux.process import CLONE_NEWNET, setns
 from shimd.plan.ops import NetDevice
 from shimd.records import Record
-from shimd.typed import Any
+from shimd.typed import Any, Iterable, Iterator
 
 _IFA_F_PERMANENT = 0x80
 _IFF_UP = 0x1

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from contextlib import suppress
 from errno import EINVAL
 from typing import Any
 
+from shimd.contexts import suppress
 from shimd.linux import mount as m
 from shimd.linux.process import CLONE_NEWNET, owning_user_namespace
 from shimd.oci.model import Spec
@@ -26,6 +25,7 @@ from shimd.records import Record
 from shimd.runtime import holder
 from shimd.runtime.namespaces import open_namespace
 from shimd.runtime.state import POD_DIRECTORY
+from shimd.typed import Iterable
 
 SHM_BYTES = 64 << 20
 

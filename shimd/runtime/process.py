@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
 from _socket import socket
-from collections.abc import Iterable, Mapping, Sequence
 
 from shimd.cgroups.manager import CgroupManager
 from shimd.errors import RuntimeFailure, ShimdError
@@ -15,7 +13,9 @@ from shimd.linux.process import prlimit
 from shimd.oci import statejson
 from shimd.plan.ops import IdMap, Plan, Rlimit
 from shimd.plan.options import CgroupHierarchy, CgroupView
+from shimd.plan.process import RLIMITS
 from shimd.runtime.launch import is_dead
+from shimd.typed import Iterable, Mapping, Sequence
 
 
 def write_maps(launched: Launched, plan: Plan) -> None:
@@ -89,12 +89,9 @@ def set_rlimits(pid: int, rlimits: Sequence[Rlimit]) -> None:
         try:
             prlimit(pid, limit.resource, limit.soft, limit.hard)
         except OSError as error:
-            what = f"{_RLIMIT_NAMES.get(limit.resource, limit.resource)} {limit.soft}:{limit.hard}"
+            name = next((name for name, number in RLIMITS.items() if number == limit.resource), limit.resource)
+            what = f"{name} {limit.soft}:{limit.hard}"
             raise RuntimeFailure(f"setting rlimits for ready process: {what}: {error.strerror}") from error
-
-
-# The last of two names of a number counts: RLIMIT_OFILE is what BSD calls RLIMIT_NOFILE.
-_RLIMIT_NAMES = {getattr(resource, name): name for name in sorted(dir(resource), reverse=True) if name[:7] == "RLIMIT_"}
 
 
 def error_text(error: OSError) -> str:

@@ -10,9 +10,8 @@ name is the container's, and goes with it if it was not there before. What refus
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
 
+from shimd.contexts import suppress
 from shimd.errors import FailedPrecondition, InvalidSpec, Problem, RuntimeFailure
 from shimd.linux.proc import mountinfo
 from shimd.oci.model import IntelRdt
@@ -22,6 +21,7 @@ from shimd.runtime.model import Container, unique_name
 from shimd.runtime.state import ContainerState
 from shimd.runtime.status import Operation
 from shimd.runtime.status import check as check_operation
+from shimd.typed import Callable, Iterable
 
 ROOT_CLASS = "/"
 _AT = "/linux/intelRdt"

@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 
+from shimd.contexts import ExitStack, contextmanager
 from shimd.errors import InvalidArgument, RuntimeFailure, Unimplemented
 from shimd.linux import loop
 from shimd.linux import mount as m
 from shimd.linux.path import open_in_root
 from shimd.records import Record
 from shimd.runtime import mapped
+from shimd.typed import Callable, Iterator, Sequence
 
 ROOTFS = "rootfs"
 

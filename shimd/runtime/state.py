@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
 from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 
 from shimd import jsontext
+from shimd.contexts import suppress
 from shimd.errors import AlreadyExists, InvalidArgument, NotFound, RuntimeFailure
 from shimd.records import Record
-from shimd.typed import Any
+from shimd.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SCHEMA = 1
 STATE_FILE = "state.json"

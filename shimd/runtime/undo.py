@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from shimd.errors import ShimdError
+from shimd.typed import Callable
 
 
 class Undo:

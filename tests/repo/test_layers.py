@@ -28,6 +28,9 @@ LAYERS = {
     "shimd.errors": Layer(),
     "shimd.records": Layer(),
     "shimd.typed": Layer(),
+    "shimd.contexts": Layer(),
+    "shimd.caches": Layer(),
+    "shimd.image": Layer(),
     "shimd.jsontext": Layer(),
     "shimd.settings": Layer(("shimd.errors",)),
     "shimd.logs": Layer(("shimd.settings",)),
@@ -92,6 +95,7 @@ LAYERS = {
             "shimd.cgroups.stats",
             "shimd.linux",
             "shimd.errors",
+            "shimd.image",
         )
     ),
     "shimd.daemon": Layer(ALL, (*GRPC, "uvloop")),
@@ -112,7 +116,7 @@ LAYERS = {
     ),
 }
 # The version, what classes and annotations are made of, and what takes the place of slow parts of the library.
-EVERYWHERE = ("shimd", "shimd.records", "shimd.typed", "shimd.jsontext")
+EVERYWHERE = ("shimd", "shimd.records", "shimd.typed", "shimd.contexts", "shimd.caches", "shimd.jsontext")
 # Entry points that nobody imports.
 TOPS = ("shimd.daemon", "shimd.cli")
 

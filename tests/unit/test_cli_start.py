@@ -8,8 +8,9 @@ import sys
 import pytest
 
 SLOW = {
-    "argparse", "asyncio", "dataclasses", "enum", "hashlib", "importlib", "inspect", "json", "logging", "re", "signal",
-    "subprocess", "tempfile", "threading", "traceback", "typing",
+    "argparse", "asyncio", "collections", "contextlib", "ctypes", "dataclasses", "enum", "functools", "hashlib",
+    "importlib", "inspect", "json", "logging", "re", "resource", "signal", "subprocess", "tempfile", "threading",
+    "traceback", "types", "typing", "warnings",
 }  # fmt: skip
 
 # What the verb itself loads late, too.
@@ -27,7 +28,7 @@ SMALL = {"state": 105, "kill": 105}  # modules at most, the interpreter's own in
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_call_loads_nothing_slow(verb: str) -> None:
-    modules = ("shimd.cli.main", f"shimd.cli.verbs.{verb}", *VERBS[verb])
+    modules = ("shimd.cli.main", "shimd.cli.program", f"shimd.cli.verbs.{verb}", *VERBS[verb])
     code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path += {sys.path}; {code}"],
                           capture_output=True, text=True, check=True)  # fmt: skip

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from shimd.cli.command import ID_ARGUMENT, Call, Command, flag
+from shimd.contexts import suppress
 from shimd.errors import FailedPrecondition, NotFound
 
 COMMAND = Command(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
 
 from shimd.cli.command import ID_ARGUMENT, Call, Command
+from shimd.contexts import closing
 from shimd.runtime.model import Container
 
 COMMAND = Command("executes the user defined process in a created container", ID_ARGUMENT, least=1, most=1)
