@@ -73,11 +73,7 @@ def session_keyring(ctx: Context, op: ops.SessionKeyring) -> None:
     root of another container is given nothing beside.
     """
     try:
-        if op.label:
-            _label_keys(ctx, op.label)
-        serial = process.keyctl_join_session_keyring(op.name)
-        if op.label:
-            _label_keys(ctx, "")
+        serial = _join_labelled(ctx, op) if op.label else process.keyctl_join_session_keyring(op.name)
         if serial:  # 0: it is the session keyring of the caller already
             permissions = int(process.keyctl_describe(serial).split(";")[3], 16)
             process.keyctl_setperm(serial, permissions & process.KEY_POSSESSOR | process.KEY_USR_SEARCH)
@@ -85,6 +81,17 @@ def session_keyring(ctx: Context, op: ops.SessionKeyring) -> None:
         if e.errno not in (ENOSYS, EDQUOT):
             raise
         ctx.warn(f"no session keyring: {e.strerror}")
+
+
+def _join_labelled(ctx: Context, op: ops.SessionKeyring) -> int:
+    """One of that name with another label than a new one has is somebody else's, who has guessed the name."""
+    _label_keys(ctx, op.label)
+    label = process.keyctl_get_security(process.keyctl_join_session_keyring(None))
+    serial = process.keyctl_join_session_keyring(op.name)
+    if process.keyctl_get_security(serial) != label:
+        serial = process.keyctl_join_session_keyring(f"_ses.{os.urandom(16).hex()}")
+    _label_keys(ctx, "")
+    return serial
 
 
 def _label_keys(ctx: Context, label: str) -> None:

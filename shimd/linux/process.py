@@ -68,6 +68,7 @@ RLIM_INFINITY = 2**64 - 1
 KEYCTL_JOIN_SESSION_KEYRING = 1
 KEYCTL_SETPERM = 5
 KEYCTL_DESCRIBE = 6
+KEYCTL_GET_SECURITY = 17
 KEY_USR_SEARCH = 0x00080000
 KEY_POSSESSOR = 0x3F000000  # all permissions of whoever has the key in a keyring of its own
 
@@ -281,15 +282,22 @@ def reset_ignored_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def keyctl_join_session_keyring(name: str) -> int:
+def keyctl_join_session_keyring(name: str | None) -> int:
     """The serial number of a new keyring, or of an existing one with this name that the caller may search."""
-    return syscall(NR["keyctl"], KEYCTL_JOIN_SESSION_KEYRING, encode(name))
+    return syscall(NR["keyctl"], KEYCTL_JOIN_SESSION_KEYRING, None if name is None else encode(name))
 
 
 def keyctl_describe(serial: int) -> str:
     """ "keyring;uid;gid;permissions in hex;name"."""
     out = buffer(bytes(512))
     syscall(NR["keyctl"], KEYCTL_DESCRIBE, serial, out, len(out))
+    return out.value.decode(errors="replace")
+
+
+def keyctl_get_security(serial: int) -> str:
+    """The label that a security module has given it, "" without one."""
+    out = buffer(bytes(4096))
+    syscall(NR["keyctl"], KEYCTL_GET_SECURITY, serial, out, len(out))
     return out.value.decode(errors="replace")
 
 

@@ -13,6 +13,7 @@ from _socket import socket
 from shimd.cgroups.manager import CgroupManager, manager
 from shimd.contexts import closing
 from shimd.errors import RuntimeFailure
+from shimd.linux.selinux import keeps_keys_apart
 from shimd.oci.model import ConsoleSize, Hook, Mount, Spec
 from shimd.plan import wire
 from shimd.plan.compile import compile_create
@@ -149,13 +150,15 @@ class _Creation:
 
     def name_keyring(self) -> str:
         """Names belong to a user namespace, where root of any container can join a keyring whose name it knows, or make
-        it before. So it is runc's name in a namespace that nobody else is in, and one that cannot be guessed elsewhere.
+        it before. So it is runc's name in a namespace that nobody else is in, or where SELinux keeps the others out,
+        and one that cannot be guessed elsewhere.
         """
         if self.options.no_new_keyring:
             return ""
         user = self.spec.linux.namespace("user")
-        is_own = user is not None and user.path is None
-        return f"_ses.{self.id if is_own else os.urandom(16).hex()}"
+        label = self.spec.process.selinux_label
+        is_alone = (user is not None and user.path is None) or (label and keeps_keys_apart(label))
+        return f"_ses.{self.id if is_alone else os.urandom(16).hex()}"
 
     def reserve(self) -> StateDir:
         directory = StateDir.reserve(self.env.state_root, self.namespace, self.id)

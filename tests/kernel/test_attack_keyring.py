@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shimd.host.facts import probe
-from shimd.linux import process
 from shimd.runtime.direct import DirectLauncher
 from shimd.runtime.model import Container
 from tests.kernel.attack import sleeper, small_rootfs
 from tests.kernel.runtime_rig import Rig
-
-ALL = 0x3F3F3F3F
+from tests.support.keyrings import squatter
 
 
 @pytest.fixture
@@ -30,35 +25,6 @@ def open_sleeper() -> dict[str, Any]:
     spec = sleeper()
     spec["linux"]["maskedPaths"] = []
     return spec
-
-
-@contextmanager
-def squatter(*names: str) -> Iterator[set[int]]:
-    """Another container's root, who has made keyrings of these names and lets everybody in."""
-    read_end, write_end = os.pipe()
-    hold, release = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(release)
-            serials = []
-            for name in names:
-                serials.append(process.keyctl_join_session_keyring(name))
-                process.keyctl_setperm(serials[-1], ALL)
-            os.write(write_end, " ".join(map(str, serials)).encode())
-            os.close(write_end)
-            os.read(hold, 1)
-        finally:
-            os._exit(0)
-    os.close(write_end)
-    os.close(hold)
-    with os.fdopen(read_end) as pipe:
-        squatted = {int(word) for word in pipe.read().split()}
-    try:
-        yield squatted
-    finally:
-        os.close(release)
-        os.waitpid(pid, 0)
 
 
 def session(rig: Rig, container: Container, name: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from tests.container import boxes as container
 from tests.container.boxes import Runtime, runtime
 from tests.daemon.boxes import Box, MakeBox, refused, shell
 from tests.lab.talking import ask, run
+from tests.support.keyrings import squatter
 from tests.support.requires import requires
 from tests.support.rootfs import debian_rootfs
 from tests.support.specs import runc_default
@@ -131,6 +132,45 @@ def test_the_session_keyring_has_the_label_of_the_process(box: MakeBox, place: P
     b = box(spec=spec)
     (b.bundle / "config.json").write_text(json.dumps(spec))
     assert run(b, place) == (f"{CONTAINER}\n", 0)
+
+
+DESCRIBE = (
+    'my $b = "\\0" x 200; syscall(250, 6, -3, $b, 200) > 0 or die $!; print((split /;/, unpack("Z*", $b))[4], "\\n")'
+)
+"""keyctl(KEYCTL_DESCRIBE, KEY_SPEC_SESSION_KEYRING): its name."""
+
+
+@pytest.fixture
+def perl(runtime: Runtime, rootfs: Path, container_id: str) -> container.Box:
+    made = container.Box(runtime, container_id, rootfs.parent)
+    made.spec["root"] = {"path": str(debian_rootfs()), "readonly": True}
+    made.spec["process"] |= {"selinuxLabel": CONTAINER, "args": ["perl", "-e", DESCRIBE]}
+    made.spec["linux"]["mountLabel"] = FILES
+    (made.bundle / "config.json").write_text(json.dumps(made.spec))
+    return made
+
+
+def test_the_session_keyring_has_the_name_of_the_container(perl: container.Box) -> None:
+    """In $RUNTIME; with ours as the policy keeps the keys of other categories apart."""
+    assert perl.runtime("run", "--bundle", str(perl.bundle), perl.id) == f"_ses.{perl.id}\n"
+
+
+@container.OURS_ONLY
+def test_a_keyring_that_waits_for_its_container_is_left_alone(perl: container.Box) -> None:
+    with squatter(f"_ses.{perl.id}", label=OTHER):
+        said = perl.runtime("run", "--bundle", str(perl.bundle), perl.id)
+    assert said.startswith("_ses.")
+    assert said != f"_ses.{perl.id}\n"
+
+
+@container.OURS_ONLY
+@pytest.mark.parametrize("label", ["system_u:system_r:container_t:s0", ""])
+def test_where_others_could_search_it_nobody_can_guess_its_name(perl: container.Box, label: str) -> None:
+    perl.spec["process"]["selinuxLabel"] = label
+    (perl.bundle / "config.json").write_text(json.dumps(perl.spec))
+    said = perl.runtime("run", "--bundle", str(perl.bundle), perl.id)
+    assert said.startswith("_ses.")
+    assert perl.id not in said
 
 
 def test_the_command_line(runtime: Runtime, rootfs: Path, container_id: str) -> None:
