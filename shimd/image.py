@@ -1,9 +1,10 @@
-"""The modules of a program in one file, for those that start for every call: to look for a hundred files and to open
-and read each takes longer than to make modules of them.
+"""The modules of a program in one file, for those that start for every call: to look for a hundred files, to open and
+read each and to do the book-keeping of an import takes longer than to make modules of them.
 
 An image only saves time. It stands beside Python's own compiled files and is as valid as they are: each module is
-compared with its source (time of change and size), and what is missing, has changed or belongs to another Python or
-another place is imported as always. ``python -m shimd.image`` writes the images anew.
+compared with its source (time of change and size), and from the first that is missing or has changed on, all is
+imported as always; so is everything when the image belongs to another Python or was moved. ``python -m shimd.image``
+writes the images anew.
 """
 
 from __future__ import annotations
@@ -12,120 +13,141 @@ import marshal
 import os
 import sys
 
-from shimd.typed import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in shimd.typed, which is not loaded yet
 if TYPE_CHECKING:
-    from importlib.machinery import ModuleSpec
-    from types import CodeType, ModuleType
-else:
-    ModuleSpec = type(__spec__)
+    import types
+    from typing import Any
 
-# What each program imports, whatever it is told to do, and what it imports on the way of most calls.
-PROGRAMS = {
-    "shimrun": (
-        "shimd.cli.program",
-        "shimd.cli.verbs.create",
-        "shimd.cli.verbs.delete",
-        "shimd.cli.verbs.run",
-        "shimd.cli.foreground",
-        "shimd.cli.signals",
-        "shimd.cli.start",
-        "shimd.cgroups.v1",
-        "shimd.cgroups.v2",
-        "shimd.init.pending",
-        "shimd.keeper.protocol",
-        "shimd.oci.read",
-        "shimd.plan.compile",
-        "shimd.runtime.creating",
-        "shimd.runtime.deleting",
+# By name: the images that are loaded before it, and the modules which are in it with all that they import.
+IMAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "spare": ((), ("shimd.init.spare",)),
+    "main": ((), ("shimd.cli.main",)),
+    "look": (("main",), ("shimd.cli.program", "shimd.cli.start")),
+    "launch": (
+        ("main",),
+        (
+            "shimd.cli.program",
+            "shimd.cli.start",
+            "shimd.cli.verbs.run",
+            "shimd.cli.foreground",
+            "shimd.init.pending",
+            "shimd.runtime.creating",
+            "shimd.runtime.deleting",
+        ),
     ),
-    "spare": ("shimd.init.spare",),
+    "exec": (
+        ("main",),
+        (
+            "shimd.cli.program",
+            "shimd.cli.start",
+            "shimd.cli.verbs.exec",
+            "shimd.cli.foreground",
+            "shimd.init.pending",
+            "shimd.runtime.execing",
+        ),
+    ),
+    "v1": (("main", "look"), ("shimd.cgroups.v1",)),
+    "v2": (("main", "look"), ("shimd.cgroups.v2",)),
 }
 
 _ROOT = os.path.dirname(os.path.abspath(__file__))
 
-# By module: its source below _ROOT, that one's time of change in ns and size, whether it is a package, its code.
-Modules = dict[str, tuple[str, int, int, bool, bytes]]
 
-
-def use(program: str) -> None:
-    """Import from the program's image from now on."""
+def load(image: str) -> None:
+    """Import what is in the image."""
     try:
-        with open(path(program), "rb", buffering=0) as file:
+        with open(path(image), "rb", buffering=0) as file:
             version, root, modules = marshal.loads(file.read())
     except (OSError, EOFError, ValueError, TypeError):  # none, or not ours
         return
     if version == sys.version and root == _ROOT:
-        sys.meta_path.insert(0, _Image(modules))
+        for name, source, changed, size, code in modules:
+            if name not in sys.modules and not _load(name, f"{_ROOT}/{source}", changed, size, code):
+                return
 
 
-def path(program: str) -> str:
-    return f"{_ROOT}/__pycache__/{program}.{sys.implementation.cache_tag}.image"
+def path(image: str) -> str:
+    return f"{_ROOT}/__pycache__/{image}.{sys.implementation.cache_tag}.image"
 
 
-def dumps(modules: Modules) -> bytes:
-    return marshal.dumps((sys.version, _ROOT, modules))
-
-
-class _Image:
-    """A finder of importlib, and the loader of what it finds."""
-
-    def __init__(self, modules: Modules) -> None:
-        self._modules = modules
-
-    def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> ModuleSpec | None:
-        found = self._modules.get(name)
-        if found is None:
-            return None
-        source, changed, size, package, code = found
-        origin = f"{_ROOT}/{source}"
-        try:
-            status = os.stat(origin)
-        except OSError:
-            return None
-        if status.st_mtime_ns != changed or status.st_size != size:
-            return None
-        spec = ModuleSpec(name, self, origin=origin, loader_state=code)  # type: ignore[arg-type]  # by its methods
-        spec.has_location = True
-        if package:
-            spec.submodule_search_locations = [os.path.dirname(origin)]
-        return spec
-
-    def create_module(self, _spec: ModuleSpec) -> None:
-        """An ordinary module."""
-
-    def exec_module(self, module: ModuleType) -> None:
-        spec: Any = module.__spec__
-        code: CodeType = marshal.loads(spec.loader_state)
+def _load(name: str, source: str, changed: int, size: int, code: types.CodeType) -> bool:
+    """False when the source has changed."""
+    try:
+        status = os.stat(source)
+    except OSError:
+        return False
+    if status.st_mtime_ns != changed or status.st_size != size:
+        return False
+    parent, _, child = name.rpartition(".")
+    module: Any = type(sys)(name)
+    module.__file__ = source
+    module.__package__ = parent
+    if source.endswith("/__init__.py"):
+        module.__package__ = name
+        module.__path__ = [os.path.dirname(source)]
+    sys.modules[name] = module
+    try:
         exec(code, module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    setattr(sys.modules[parent], child, module)
+    return True
 
 
-def _write(program: str) -> None:
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _write(image: str) -> None:
+    """In a process that has imported nothing of ours yet."""
     from importlib import import_module
 
-    for name in PROGRAMS[program]:
+    befores, names = IMAGES[image]
+    for before in befores:
+        for name in IMAGES[before][1]:
+            import_module(name)
+    imported = _note_imports()
+    for name in names:
         import_module(name)
-    modules: Modules = {}
-    for name, module in sys.modules.items():
-        if name.startswith("shimd.") and name != __name__ and module.__file__ is not None:
-            status = os.stat(module.__file__)
-            code = module.__loader__.get_code(name)  # type: ignore[union-attr]  # of files
-            source = os.path.relpath(module.__file__, _ROOT)
-            modules[name] = (
-                source,
-                status.st_mtime_ns,
-                status.st_size,
-                hasattr(module, "__path__"),
-                marshal.dumps(code),
-            )
-    new = f"{path(program)}.{os.getpid()}"
+    new = f"{path(image)}.{os.getpid()}"
     try:
         with open(new, "wb") as file:
-            file.write(dumps(modules))
-        os.rename(new, path(program))
+            file.write(marshal.dumps((sys.version, _ROOT, tuple(map(_entry, imported)))))
+        os.rename(new, path(image))
     finally:
         if os.path.exists(new):
             os.unlink(new)
+
+
+def _note_imports() -> list[str]:
+    """The names of modules of ours that are imported from now on: each after those that it imports, but for packages,
+    which come before what is in them.
+    """
+    from importlib.machinery import SourceFileLoader
+
+    imported = []
+    execute = SourceFileLoader.exec_module
+
+    def execute_and_note(loader: SourceFileLoader, module: types.ModuleType) -> None:
+        is_package = hasattr(module, "__path__")
+        if is_package and _is_ours(module.__name__):
+            imported.append(module.__name__)
+        execute(loader, module)
+        if not is_package and _is_ours(module.__name__):
+            imported.append(module.__name__)
+
+    SourceFileLoader.exec_module = execute_and_note  # type: ignore[method-assign, assignment]
+    return imported
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("shimd.") and name != "shimd.image"
+
+
+def _entry(name: str) -> tuple[str, str, int, int, types.CodeType]:
+    spec: Any = sys.modules[name].__spec__
+    status = os.stat(spec.origin)
+    return name, os.path.relpath(spec.origin, _ROOT), status.st_mtime_ns, status.st_size, spec.loader.get_code(name)
 
 
 def _main() -> None:
@@ -134,8 +156,8 @@ def _main() -> None:
     if len(sys.argv) > 1:
         _write(sys.argv[1])
         return
-    for program in PROGRAMS:  # each in a process that has imported nothing else
-        subprocess.run([sys.executable, "-m", "shimd.image", program], check=True)
+    for image in IMAGES:
+        subprocess.run([sys.executable, "-m", "shimd.image", image], check=True)
 
 
 if __name__ == "__main__":

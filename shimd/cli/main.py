@@ -8,7 +8,7 @@ import gc
 import os
 import sys
 
-from shimd.image import use
+from shimd.image import load
 from shimd.runtime.executed import Executed
 
 VERBS = (
@@ -35,24 +35,28 @@ VERBS = (
 
 LAUNCHING = ("create", "exec", "run")
 
+_IMAGES = {"create": "launch", "exec": "exec", "run": "launch"}
+
 
 def main() -> int:
     gc.disable()  # there is little garbage in a short life
     _open_standard_streams()
     name, *words = sys.argv
-    spare = Executed.prepared() if _seems_to_launch(words) else None
-    use("shimrun")
+    verb = _verb(words)
+    spare = Executed.prepared() if verb in LAUNCHING else None
+    load(_IMAGES.get(verb, "look"))
     from shimd.cli.program import Program
 
     return Program(os.path.basename(name), spare).main(words)
 
 
-def _seems_to_launch(words: list[str]) -> bool:
-    """Good enough for a guess: the value of a global option may be the name of a verb too."""
-    for word in words:
-        if word in VERBS:
-            return word in LAUNCHING and "--help" not in words and "-h" not in words
-    return False
+def _verb(words: list[str]) -> str:
+    """A guess that is good enough here: the value of a global option may be the name of a verb too. "" also for a call
+    for help.
+    """
+    if "--help" in words or "-h" in words:
+        return ""
+    return next((word for word in words if word in VERBS), "")
 
 
 def _open_standard_streams() -> None:

@@ -6,14 +6,15 @@ import os
 
 from shimd.cli.settings import Settings
 from shimd.host.facts import probe
+from shimd.image import load
 from shimd.runtime.container import Runtime
 from shimd.runtime.direct import DirectLauncher
 
 
 def make_runtime(settings: Settings, launcher: DirectLauncher) -> Runtime:
-    return Runtime(
-        probe()._replace(rootless=settings.rootless), launcher, settings.root, seccomp_cache_dir=_seccomp_cache()
-    )
+    host = probe()._replace(rootless=settings.rootless)
+    load("v1" if host.cgroup_mode in ("v1", "hybrid") else "v2")  # all verbs have to do with cgroups
+    return Runtime(host, launcher, settings.root, seccomp_cache_dir=_seccomp_cache())
 
 
 def _seccomp_cache() -> str:

@@ -23,8 +23,8 @@ _PROGRAM = """
 import gc, sys
 gc.disable()
 sys.path.append(sys.argv[1])
-from shimd.image import use
-use("spare")
+from shimd.image import load
+load("spare")
 from shimd.init.spare import be_spare
 be_spare(int(sys.argv[2]))
 """
