@@ -109,6 +109,7 @@ def _write(image: str) -> None:
     imported = _note_imports()
     for name in names:
         import_module(name)
+    os.makedirs(os.path.dirname(path(image)), exist_ok=True)
     new = f"{path(image)}.{os.getpid()}"
     try:
         with open(new, "wb") as file:
