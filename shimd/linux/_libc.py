@@ -49,6 +49,9 @@ _NUMBERS_X86_64 = {
     "set_tid_address": 218,
     "signalfd4": 289,
     "rt_sigaction": 13,
+    "inotify_init1": 294,
+    "inotify_add_watch": 254,
+    "inotify_rm_watch": 255,
 }
 
 _NUMBERS_AARCH64 = {
@@ -84,6 +87,9 @@ _NUMBERS_AARCH64 = {
     "set_tid_address": 96,
     "signalfd4": 74,
     "rt_sigaction": 134,
+    "inotify_init1": 26,
+    "inotify_add_watch": 27,
+    "inotify_rm_watch": 28,
 }
 
 # From 424 on, all architectures share their numbers.

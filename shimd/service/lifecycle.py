@@ -3,8 +3,8 @@
 - Work that blocks runs in worker threads, one call for each operation; all records belong to the event loop.
 - An operation, once begun, runs to its end even when its caller goes away: a half-made container helps nobody. A
   container whose creator has gone is deleted again.
-- A start event comes before the exit event even when the process is dead by then; when init dies, the exits of its
-  execs come first; an exit is published once.
+- A start event comes before the exit event even when the process is dead by then; what follows an exit is in
+  endings.py.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from shimd.runtime.rootfs import RootfsMount
 from shimd.runtime.status import Status
 from shimd.service import convert
 from shimd.service.announce import Announcer
+from shimd.service.endings import SIGKILL, Endings, write_note
 from shimd.service.options import Options, create_options
 from shimd.service.records import CREATED, RUNNING, STOPPED, Container, Process, StdioPaths, status_word
 from shimd.service.registry import Registry
@@ -46,7 +47,6 @@ from shimd.supervise.streams import Streams
 T = TypeVar("T")
 
 _START_FAILED = 255  # the exit status of an exec that could not be started, as containerd's shims report it
-_SIGKILL = 9
 
 _log = logging.getLogger(__name__)
 
@@ -121,6 +121,7 @@ class Lifecycle:
         self.registry = registry
         self._announce = announce
         self._exits = exits
+        self._endings = Endings(runtime, announce, self.in_thread, self.in_background)
         self._held = held_streams
         self._executor = executor
         self._drain_seconds = drain_seconds
@@ -136,6 +137,7 @@ class Lifecycle:
         for container in self.registry.all():
             self._release(container)
             container.runtime.close()
+        self._endings.close()
 
     async def finish(self) -> None:
         """Wait for the operations that are under way."""
@@ -181,7 +183,7 @@ class Lifecycle:
             container.rootfs = request.rootfs
             container.init.followed = request.followed
             name = launch_name(namespace, request.id)
-            self._exits.expect(name, partial(self._on_exit, container.init))
+            self._exits.expect(name, partial(self._endings.on_exit, container.init))
             container.init.starting = True
             try:
                 made = await self.in_thread(self._make, namespace, request)
@@ -269,7 +271,7 @@ class Lifecycle:
 
     async def _launch_exec(self, process: Process) -> None:
         name = process.launch_name
-        self._exits.expect(name, partial(self._on_exit, process))
+        self._exits.expect(name, partial(self._endings.on_exit, process))
         try:
             launched, opened = await self.in_thread(self._make_exec, process)
         except BaseException:
@@ -307,13 +309,13 @@ class Lifecycle:
         process.starting = False
         held, process.exit_held = process.exit_held, None
         if held is not None:
-            self._on_exit(process, held)
+            self._endings.on_exit(process, held)
 
     def _start_failed(self, process: Process) -> None:
         if process.exec_id:
             process.exit_held = None  # of a process that never became the program
             process.exited.set_result(Exit(process.id, 0, _START_FAILED << 8, time.time_ns(), 0, 0, 0))
-            self._publish_held_init_exit(process.container)
+            self._endings.publish_held_init_exit(process.container)
         self._started(process)
 
     # ---- exec ------------------------------------------------------------------------------------------------------
@@ -340,7 +342,7 @@ class Lifecycle:
         if process.streams is None or process.exited.done():
             return
         if process.stdio.stdin not in ("", ATTACH):
-            self._note(partial(notes.note_input_closed, process.container.runtime, process.exec_id), process)
+            write_note(partial(notes.note_input_closed, process.container.runtime, process.exec_id), process)
         process.streams.close_stdin()
 
     def _input_ended(self, process: Process) -> None:
@@ -379,7 +381,7 @@ class Lifecycle:
         if found.streams is not None:
             process.streams = self._streams(process, found.streams.opened, found.streams.console)
         if found.told is None:
-            self._exits.expect(process.launch_name, partial(self._on_exit, process))
+            self._exits.expect(process.launch_name, partial(self._endings.on_exit, process))
             return
         process.exited.set_result(found.told)
         if process.streams is not None:
@@ -396,56 +398,6 @@ class Lifecycle:
     def watch(self, process: Process, pidfd: int, exit_file: str) -> None:
         """Learn of the process's exit without the keeper."""
         self._exits.watch(process.launch_name, process.pid, pidfd, exit_file)
-
-    # ---- exit ------------------------------------------------------------------------------------------------------
-
-    def _on_exit(self, process: Process, ended: Exit) -> None:
-        if process.starting:
-            process.exit_held = ended
-        elif process.exec_id:
-            self._publish_exit(process, ended)
-            self._publish_held_init_exit(process.container)
-        else:
-            self._init_ended(process.container, ended)
-
-    def _init_ended(self, container: Container, ended: Exit) -> None:
-        if container.runtime.state.own_pid_namespace:
-            container.init_exit = ended
-            self._publish_held_init_exit(container)
-        else:
-            self.in_background(self._end_leftovers(container, ended), "ending what the first process left", container)
-
-    async def _end_leftovers(self, container: Container, ended: Exit) -> None:
-        """Without a pid namespace of its own, nobody but us ends the container's other processes."""
-        try:
-            await self.in_thread(partial(self.runtime.kill, container.runtime, _SIGKILL, everyone=True))
-        finally:
-            container.init_exit = ended
-            self._publish_held_init_exit(container)
-
-    def _publish_held_init_exit(self, container: Container) -> None:
-        ended = container.init_exit
-        if ended is not None and not container.init.exited.done() and not container.running_execs():
-            self._publish_exit(container.init, ended)
-
-    def _publish_exit(self, process: Process, ended: Exit) -> None:
-        container = process.container
-        if container.oom_watcher is not None:
-            container.oom_watcher.check(by_kill=not process.exec_id and ended.wait_status == _SIGKILL)
-        if not process.exec_id:
-            container.paused = False
-        self._announce.exited(process, ended)
-        self._note(partial(notes.note_exit, container.runtime, process.exec_id, ended), process)
-        process.exited.set_result(ended)
-        if process.streams is not None:
-            process.streams.expire()
-
-    def _note(self, write: Callable[[], None], process: Process) -> None:
-        """Something for the daemon after us, which does worse without."""
-        try:
-            write()
-        except OSError as error:
-            _log.error("a note of %s cannot be written: %s", process.id, error, extra=process.container.fields)
 
     # ---- delete ----------------------------------------------------------------------------------------------------
 
@@ -467,14 +419,14 @@ class Lifecycle:
             if container.oom_watcher is not None:
                 container.oom_watcher.check()
             with contextlib.suppress(NotFound):
-                await self.in_thread(partial(self.runtime.kill, container.runtime, _SIGKILL))
+                await self.in_thread(partial(self.runtime.kill, container.runtime, SIGKILL))
             await asyncio.shield(container.init.exited)
 
     async def remove_exec(self, process: Process) -> None:
         """The same for an exec."""
         if process.launched is not None and not process.exited.done():
             with contextlib.suppress(NotFound):
-                await self.in_thread(self.runtime.kill_exec, process.container.runtime, process.launched, _SIGKILL)
+                await self.in_thread(self.runtime.kill_exec, process.container.runtime, process.launched, SIGKILL)
             await asyncio.shield(process.exited)
         await self.delete(process)
 

@@ -10,6 +10,9 @@ Only the end of the source is sure to be the end: but a process may leave childr
 hours. ``expire`` says that the process is dead. Whatever it wrote is in the source by then, so the first moment
 that the source is empty is the moment when everything is delivered.
 
+Delivered to a FIFO is not yet read: ``unread`` tells. At the end of the source its writing end is closed, so that its
+readers learn of the end, but a reading end is kept as long as there is something in it to ask for.
+
 A pipe of 256 KiB carries twice as much as one of 64 KiB: the three processes wake each other less often. But a user's
 pipes share a budget (64 MiB, pipe(7)), and beyond it every new pipe of the user has two pages only, also in containers
 with the same uid. So a pipe grows once it was seen to carry much, and few are grown at a time.
@@ -18,6 +21,7 @@ with the same uid. So a pipe grows once it was seen to carry much, and few are g
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -42,17 +46,31 @@ _log = logging.getLogger(__name__)
 class Relay:
     """The loop's side of all: waits for one descriptor at a time."""
 
-    __slots__ = ("_ended", "_expired", "_loop", "_source", "_target", "_waits_for_target")
+    __slots__ = ("_ended", "_expired", "_loop", "_rest", "_source", "_target", "_tells_unread", "_waits_for_target")
 
-    def __init__(self, source: int, target: int, ended: Callable[[], None]) -> None:
-        """``ended`` is called once: at the end, with both descriptors closed, or earlier as ``expire`` says."""
+    def __init__(self, source: int, target: int, ended: Callable[[], None], *, tells_unread: bool = False) -> None:
+        """``ended`` is called once: at the end, with both descriptors closed, or earlier as ``expire`` says.
+        ``tells_unread``: the target is a FIFO or pipe, and somebody will ask.
+        """
         self._loop = asyncio.get_running_loop()
         self._source = source
         self._target = target
+        self._tells_unread = tells_unread
+        self._rest = -1  # a reading end, of a target that was not empty at the end
         self._ended: Callable[[], None] | None = ended
         self._expired = False
         self._waits_for_target = False
         self._loop.add_reader(source, self._move)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether ``ended`` was called."""
+        return self._ended is None
+
+    def unread(self) -> int:
+        """A descriptor of the target, ours, if its readers have not taken all that is in it; else -1."""
+        fd = self._target if self._target >= 0 else self._rest
+        return fd if self._tells_unread and fd >= 0 and pipe.bytes_available(fd) else -1
 
     def expire(self) -> None:
         """Call ``ended`` as soon as what is in the source is delivered, even if others have it open; it goes on for
@@ -64,6 +82,20 @@ class Relay:
 
     def close(self) -> None:
         """Stop at once; what was not delivered is lost. Idempotent."""
+        self._stop()
+        if self._rest >= 0:
+            os.close(self._rest)
+            self._rest = -1
+
+    def _finish(self) -> None:
+        """The source has come to its end."""
+        if (target := self.unread()) >= 0:
+            # Without a descriptor to spare, nobody can ask any more.
+            with contextlib.suppress(OSError):
+                self._rest = os.open(f"/proc/self/fd/{target}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stop()
+
+    def _stop(self) -> None:
         if self._source < 0:
             return
         if self._waits_for_target:
@@ -81,7 +113,7 @@ class Relay:
     def _fail(self, error: OSError) -> None:
         if error.errno not in _ENDS:
             _log.error("relay of standard streams ended: %s", error)
-        self.close()
+        self._finish()
 
     def _report_end(self) -> None:
         ended, self._ended = self._ended, None
@@ -122,14 +154,22 @@ class SpliceRelay(Relay):
 
     _grown_now = 0  # of all
 
-    def __init__(self, source: int, target: int, ended: Callable[[], None], *, may_grow: bool = False) -> None:
+    def __init__(
+        self,
+        source: int,
+        target: int,
+        ended: Callable[[], None],
+        *,
+        tells_unread: bool = False,
+        may_grow: bool = False,
+    ) -> None:
         """``may_grow``: the source is a pipe of our own."""
-        super().__init__(source, target, ended)
+        super().__init__(source, target, ended, tells_unread=tells_unread)
         self._carried = 0 if may_grow else -1
         self._grown = False
 
-    def close(self) -> None:
-        super().close()
+    def _stop(self) -> None:
+        super()._stop()
         if self._grown:
             self._grown = False
             SpliceRelay._grown_now -= 1
@@ -148,7 +188,7 @@ class SpliceRelay(Relay):
             self._fail(error)
             return
         if moved == 0:
-            self.close()
+            self._finish()
             return
         if self._carried >= 0:
             self._count(moved)
@@ -167,30 +207,30 @@ class SpliceRelay(Relay):
 class CopyRelay(Relay):
     """Any two descriptors that can be waited for; a regular file as target never makes it wait."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_chunk",)
 
-    def __init__(self, source: int, target: int, ended: Callable[[], None]) -> None:
-        self._rest = b""
-        super().__init__(source, target, ended)
+    def __init__(self, source: int, target: int, ended: Callable[[], None], *, tells_unread: bool = False) -> None:
+        self._chunk = b""
+        super().__init__(source, target, ended, tells_unread=tells_unread)
 
     def _move(self) -> None:
-        if not self._rest:
+        if not self._chunk:
             try:
-                self._rest = os.read(self._source, CHUNK)
+                self._chunk = os.read(self._source, CHUNK)
             except BlockingIOError:
                 self._wait_for_source(empty=True)
                 return
             except OSError as error:
                 self._fail(error)
                 return
-            if not self._rest:
-                self.close()
+            if not self._chunk:
+                self._finish()
                 return
         self._write()
 
     def _write(self) -> None:
         try:
-            self._rest = self._rest[os.write(self._target, self._rest) :]
+            self._chunk = self._chunk[os.write(self._target, self._chunk) :]
         except BlockingIOError:
             pass
         except OSError as error:
@@ -198,8 +238,8 @@ class CopyRelay(Relay):
                 self._fail(error)
                 return
             # A program must not die of a full disk under its log.
-            self._rest = b""
-        if self._rest:
+            self._chunk = b""
+        if self._chunk:
             self._wait_for_target()
         else:
             self._wait_for_source()
@@ -214,9 +254,11 @@ class FileRelay(CopyRelay):
         self._loop = asyncio.get_running_loop()
         self._source = source
         self._target = target
+        self._tells_unread = False
+        self._rest = -1
         self._ended = ended
         self._expired = False
-        self._rest = b""
+        self._chunk = b""
         self._waits_for_target = True
         self._loop.add_writer(target, self._move)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from shimd.errors import FailedPrecondition
 from shimd.linux import pty
 from shimd.supervise.attach import STDERR, STDOUT, AttachPoint
+from shimd.supervise.readers import Hold, Readers
 from shimd.supervise.relay import CopyRelay, FileRelay, Relay, SpliceRelay
 from shimd.supervise.stdio import OpenStdio
 
@@ -35,6 +36,7 @@ class Streams:
         self._expired = False
         self._followed = followed
         self._outputs: list[Relay] = []
+        self._hold: Hold | None = None
         self._input: Relay | None = None
         self._input_ended = input_ended
         self._input_keeper = opened.input_keeper
@@ -57,6 +59,13 @@ class Streams:
         """Returns when all that the process, which is dead, has written is with its readers (or its FIFO)."""
         self.expire()
         await asyncio.shield(self._drained)
+
+    def when_read(self, readers: Readers, over: Callable[[], None]) -> None:
+        """The process is dead: call ``over`` when its output has been read from its FIFOs, which may be at once, or
+        after a short time. Attached clients and logging programs are told of the end of output by themselves.
+        """
+        self.expire()
+        self._hold = Hold(self._outputs, readers, over)
 
     def close_stdin(self) -> None:
         """End the input once its other writers have ended theirs. Idempotent."""
@@ -94,6 +103,8 @@ class Streams:
     def close(self) -> None:
         """Stop everything; undelivered bytes are lost. Idempotent."""
         self._input_ended = None
+        if self._hold is not None:
+            self._hold.close()
         self.close_stdin()
         for relay in self._outputs:
             relay.close()
@@ -143,9 +154,10 @@ class Streams:
         return os.dup(self._console) if self._console >= 0 else opened.pipes.pop("stdin")
 
     def _output_relay(self, source: int, target: int) -> Relay:
-        if self._console < 0 and stat.S_ISFIFO(os.fstat(target).st_mode):
-            return SpliceRelay(source, target, self._output_ended, may_grow=True)
-        return CopyRelay(source, target, self._output_ended)
+        is_fifo = stat.S_ISFIFO(os.fstat(target).st_mode)
+        if self._console < 0 and is_fifo:
+            return SpliceRelay(source, target, self._output_ended, tells_unread=True, may_grow=True)
+        return CopyRelay(source, target, self._output_ended, tells_unread=is_fifo)
 
     def _input_relay(self, source: int, target: int) -> Relay:
         if stat.S_ISREG(os.fstat(source).st_mode):
@@ -161,3 +173,5 @@ class Streams:
         self._unfinished -= 1
         if self._unfinished == 0 and not self._drained.done():
             self._drained.set_result(None)
+        if self._hold is not None:
+            self._hold.look()

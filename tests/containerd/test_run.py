@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,9 @@ from tests.containerd.rig import IS_RUNC, Containerd
 from tests.support.terminal import Terminal
 from tests.support.wait import SECONDS
 
+PROGRAM = ("sh", "-c", "yes 0123456789 | head -n 200000")
+OUTPUT = b"0123456789\n" * 200_000
+PAGE = 4096
 AWAIT_SIZE = "while test \"$(stty size)\" != '{} {}'; do echo waits; sleep 0.05; done"
 
 
@@ -26,21 +32,27 @@ def test_output_and_exit_code_reach_the_client(containerd: Containerd, name: str
 
 
 def test_much_output_is_complete(containerd: Containerd, name: str) -> None:
-    """The program waits for the reader: ctr closes its end when it hears of the exit, and loses, with any shim, what it
-    has not read by then (cio's Cancel).
-    """
-    arguments = containerd.run_arguments(name, "sh", "-c", "yes 0123456789 | head -n 200000; read a", flags=["--rm"])
-    pipe = subprocess.PIPE
-    command = containerd.command(*arguments)
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=containerd.environment) as client:
-        assert client.stdin is not None
+    done = containerd.run(name, *PROGRAM, flags=["--rm"])
+    assert done.returncode == 0
+    assert done.stdout == OUTPUT.decode()
+
+
+def test_output_to_a_slow_client_is_complete(containerd: Containerd, name: str) -> None:
+    """ctr closes its ends of the FIFOs when it hears of the exit, with what it has not read by then (cio's Cancel)."""
+    if IS_RUNC:
+        pytest.skip("the shim of runc tells of the exit while its output is on the way")
+    command = containerd.command(*containerd.run_arguments(name, *PROGRAM, flags=["--rm"]))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=containerd.environment) as client:
         assert client.stdout is not None
-        expected = b"0123456789\n" * 200_000
-        assert client.stdout.read(len(expected)) == expected
-        client.stdin.write(b"\n")
-        client.stdin.close()
-        assert client.stdout.read() == b""
+        fcntl.fcntl(client.stdout, fcntl.F_SETPIPE_SZ, PAGE)
+        received = b""
+        while data := os.read(client.stdout.fileno(), PAGE):
+            received += data
+            # At once until little more is left than fits in the pipes between the program and the client.
+            if len(received) > len(OUTPUT) - 200_000:
+                time.sleep(0.001)
         assert client.wait(SECONDS) == 0
+    assert received == OUTPUT
 
 
 def test_input_reaches_the_program(containerd: Containerd, name: str) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from shimd.api.containerd import task_v3_pb2 as api
+from shimd.linux import pipe
 from tests.daemon.boxes import MakeBox, refused, shell
+from tests.support import wait
 from tests.support.fifo import Fifos
 from tests.support.specs import runc_default
 
@@ -65,6 +69,36 @@ def test_slow_reader_holds_the_program_back_and_gets_all(box: MakeBox, folder: P
         b.wait()
         b.delete()
         assert fifos.read_stderr() == b"done\n"
+
+
+def test_bytes_before_the_exit_are_read_when_wait_answers(box: MakeBox, folder: Path) -> None:
+    b = box(*shell("seq 1 30000"))
+    received = []
+    with Fifos(folder, stderr=False) as fifos, ThreadPoolExecutor(1) as pool:
+
+        def read() -> None:
+            while data := wait.read_some(fifos.stdout_fd(), size=4096):
+                received.append(data)
+                time.sleep(0.001)  # as one who writes elsewhere what it reads
+
+        b.make(stdout=fifos.stdout)
+        reading = pool.submit(read)
+        b.start()
+        b.wait()
+        assert pipe.bytes_available(fifos.stdout_fd()) == 0
+        reading.result()
+        b.delete()
+    assert b"".join(received) == b"".join(b"%d\n" % number for number in range(1, 30001))
+
+
+def test_exit_is_told_though_nobody_reads(box: MakeBox, folder: Path) -> None:
+    b = box(*shell("echo unread"))
+    with Fifos(folder, stderr=False) as fifos:
+        b.make(stdout=fifos.stdout)
+        b.start()
+        assert b.wait() == 0
+        assert fifos.read_stdout() == b"unread\n"
+        b.delete()
 
 
 def test_input_ends_with_close_io_and_the_client(box: MakeBox, folder: Path) -> None:

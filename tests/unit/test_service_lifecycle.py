@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from shimd.api.containerd.task_events_pb2 import TaskExit
 from shimd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, RuntimeFailure
 from shimd.events.bus import EventBus
 from shimd.oci.read import read_process
@@ -113,6 +114,21 @@ class FakeRuntime:
         self._do("delete exec")
 
 
+class Output:
+    """Streams whose readers have taken all when the test says so."""
+
+    def __init__(self, process: Any) -> None:
+        process.streams = self
+        self.is_drained = True
+        self.taken: Callable[[], None]
+
+    def when_read(self, readers: Any, over: Callable[[], None]) -> None:
+        self.taken = over
+
+    def close(self) -> None:
+        pass
+
+
 class World(NamedTuple):
     lifecycle: Lifecycle
     runtime: FakeRuntime
@@ -201,6 +217,42 @@ async def test_exit_of_the_first_process_waits_for_those_of_execs(world: World) 
     world.exits.end("ns/c/e1")
     assert container.init.exited.done()
     assert world.topics()[-3:] == ["exit"] * 3
+
+
+async def test_exit_is_told_once_the_output_was_read(world: World) -> None:
+    container = await world.running()
+    output: Any = Output(container.init)
+    world.exits.end("ns/c", 3)
+    assert not container.init.exited.done()
+    assert world.topics() == ["create", "start"]
+    output.taken()
+    assert container.init.exited.result().code == 3
+    assert world.topics() == ["create", "start", "exit"]
+
+
+async def test_outputs_are_waited_for_together_and_exits_told_in_order(world: World) -> None:
+    container = await world.running()
+    process = await world.add_exec(container, "e")
+    await world.lifecycle.start(process)
+    outputs: list[Any] = [Output(each) for each in (container.init, process)]
+    world.exits.end("ns/c")
+    world.exits.end("ns/c/e")
+    outputs[0].taken()
+    assert not container.init.exited.done()
+    outputs[1].taken()
+    exits = [event.payload for event in world.bus._ring if event.topic == "/tasks/exit"]
+    assert [TaskExit.FromString(payload).id for payload in exits] == ["e", "c"]
+
+
+async def test_exit_is_told_once_when_it_was_started_too_late(world: World) -> None:
+    container = await world.create()
+    output: Any = Output(container.init)
+    world.exits.end("ns/c")
+    world.runtime.failing["start"] = FailedPrecondition("it is dead")
+    with pytest.raises(FailedPrecondition):
+        await world.lifecycle.start(container.init)
+    output.taken()
+    assert world.topics() == ["create", "exit"]
 
 
 async def test_exit_of_the_first_process_waits_for_an_exec_that_is_being_started(world: World) -> None:
