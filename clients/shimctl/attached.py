@@ -10,6 +10,7 @@ import click
 from clients.shimctl.bundle import exec_process, has_terminal, make_spec, spec_options
 from clients.shimctl.common import container_id, on_client, pass_target
 from clients.shimctl.connect import Client
+from clients.shimctl.duplex import Duplex
 from clients.shimctl.main import Target
 from clients.shimctl.output import as_dict, print_json
 from clients.shimctl.session import Session, attach
@@ -160,10 +161,10 @@ def exec_command(
         return await attach(client, Session(first, interactive, options["tty"], detachable=False))
 
     async def detached(client: Client) -> str:
-        call = client.runtime.Attach(None, metadata=client.metadata)
-        await call.write(pb.AttachRequest(exec=await request(client)))
+        call = Duplex(client.runtime.Attach(None, metadata=client.metadata))
+        await call.send(pb.AttachRequest(exec=await request(client)))
         made = exec_id
-        async for event in call:
+        async for event in call.events():
             if event.HasField("created"):
                 made = event.created.exec_id
             elif event.HasField("started"):

@@ -8,16 +8,12 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from clients.shimctl.connect import CLIENT_FAILED, Client, Failure
+from clients.shimctl.duplex import Duplex
 from clients.shimctl.terminal import DetachKeys, chunks, raw_mode, window_size, write_all
 from shimd.api.v1 import runtime_pb2 as pb
-
-if TYPE_CHECKING:
-    from grpc.aio import StreamStreamCall
-
-    Call = StreamStreamCall[pb.AttachRequest, pb.ProcessEvent]
 
 PROXIED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 INSISTENT = (signal.SIGINT, signal.SIGTERM)
@@ -39,50 +35,24 @@ class Session(NamedTuple):
 
 async def attach(client: Client, session: Session) -> int:
     """Run a session to its end; the program's exit status, or 0 after the detach keys."""
-    call: Call = client.runtime.Attach(None, metadata=client.metadata)
-    sender = _Sender(call)
-    opening = asyncio.create_task(sender.send(session.first))
+    call = Duplex(client.runtime.Attach(None, metadata=client.metadata))
+    opening = asyncio.create_task(call.send(session.first))
     with contextlib.ExitStack() as stack:
         # Before the terminal is made raw: from here on, no signal ends us without its being put right.
-        ended = _forward_signals(stack, sender, terminal=session.terminal)
+        ended = _forward_signals(stack, call, terminal=session.terminal)
         if session.terminal and os.isatty(0):
             stack.enter_context(raw_mode(0))
         tasks = [ended, asyncio.create_task(_receive(call, session))]
         try:
             await opening
             if session.terminal and session.first.HasField("target"):
-                await sender.send(_resize())
+                await call.send(_resize())
             if session.stdin:
-                tasks.append(asyncio.create_task(_send_stdin(sender, session)))
+                tasks.append(asyncio.create_task(_send_stdin(call, session)))
             return await _first_result(tasks)
         finally:
-            call.cancel()
-            await sender.close()
+            await call.close()
             await _cancel(*tasks)
-
-
-class _Sender:
-    """Writes to the stream one at a time, and keeps the tasks that signal handlers start."""
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def send(self, request: pb.AttachRequest) -> None:
-        async with self._lock:
-            with contextlib.suppress(asyncio.InvalidStateError):  # the call has ended: its status is read elsewhere
-                await self._call.write(request)
-
-    def post(self, request: pb.AttachRequest) -> None:
-        task = asyncio.get_running_loop().create_task(self.send(request))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def _first_result(tasks: Iterable[asyncio.Future[int | None]]) -> int:
@@ -103,8 +73,8 @@ async def _cancel(*tasks: asyncio.Future[int | None]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _receive(call: Call, session: Session) -> int | None:
-    async for event in call:
+async def _receive(call: Duplex, session: Session) -> int | None:
+    async for event in call.events():
         kind = event.WhichOneof("event")
         if kind == "created" and session.on_created:
             session.on_created(event.created)
@@ -126,9 +96,9 @@ async def _receive(call: Call, session: Session) -> int | None:
     )
 
 
-async def _send_stdin(sender: _Sender, session: Session) -> int | None:
+async def _send_stdin(call: Duplex, session: Session) -> int | None:
     try:
-        return await _pass_stdin(sender, session)
+        return await _pass_stdin(call, session)
     except OSError as error:
         return _lost(error)
 
@@ -140,7 +110,7 @@ def _lost(error: OSError) -> int:
     return HUNG_UP
 
 
-async def _pass_stdin(sender: _Sender, session: Session) -> int | None:
+async def _pass_stdin(call: Duplex, session: Session) -> int | None:
     raw = session.terminal and os.isatty(0)
     keys = DetachKeys() if session.detachable and session.terminal else None
     async for data in chunks(0):
@@ -148,12 +118,12 @@ async def _pass_stdin(sender: _Sender, session: Session) -> int | None:
         if keys:
             data, detach = keys.feed(data)
         if data:
-            await sender.send(pb.AttachRequest(stdin=data))
+            await call.send(pb.AttachRequest(stdin=data))
         if detach:
             return DETACHED
     if raw:  # the end of file that is typed is a byte
         return HUNG_UP
-    await sender.send(pb.AttachRequest(close_stdin=pb.CloseStdin()))
+    await call.send(pb.AttachRequest(close_stdin=pb.CloseStdin()))
     return None
 
 
@@ -162,7 +132,7 @@ def _resize() -> pb.AttachRequest:
     return pb.AttachRequest(resize=pb.WindowSize(width=columns, height=rows))
 
 
-def _forward_signals(stack: contextlib.ExitStack, sender: _Sender, *, terminal: bool) -> asyncio.Future[int | None]:
+def _forward_signals(stack: contextlib.ExitStack, call: Duplex, *, terminal: bool) -> asyncio.Future[int | None]:
     """Pass signals and, with a terminal, its changes of size to the program, until ``stack`` ends. The answer has a
     status when signals insist on our end.
     """
@@ -172,7 +142,7 @@ def _forward_signals(stack: contextlib.ExitStack, sender: _Sender, *, terminal: 
 
     def forward(number: signal.Signals) -> None:
         nonlocal insisted
-        sender.post(pb.AttachRequest(signal=number))
+        call.post(pb.AttachRequest(signal=number))
         insisted += number in INSISTENT
         if insisted >= PATIENCE and not ended.done():
             ended.set_result(128 + number)
@@ -181,6 +151,6 @@ def _forward_signals(stack: contextlib.ExitStack, sender: _Sender, *, terminal: 
         loop.add_signal_handler(number, forward, number)
         stack.callback(loop.remove_signal_handler, number)
     if terminal:
-        loop.add_signal_handler(signal.SIGWINCH, lambda: sender.post(_resize()))
+        loop.add_signal_handler(signal.SIGWINCH, lambda: call.post(_resize()))
         stack.callback(loop.remove_signal_handler, signal.SIGWINCH)
     return ended

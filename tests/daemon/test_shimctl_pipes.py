@@ -51,6 +51,15 @@ def test_exit_codes_of_exec(shimctl: Shimctl) -> None:
     assert shimctl("list", "--quiet").stdout == "box\n"
 
 
+@pytest.mark.parametrize("attempt", range(4))
+def test_input_that_nobody_takes_hides_no_end(shimctl: Shimctl, attempt: int) -> None:
+    """It is being sent when the call ends."""
+    much = bytes(8 * MIB)
+    assert "container nobody not found" in shimctl("attach", "nobody", stdin=much, code=125).stderr
+    assert "nowhere" in shimctl(*shimctl.in_rootfs("nowhere", options=("-i",)), stdin=much, code=127).stderr
+    shimctl(*shimctl.in_rootfs("sh", "-c", "exit 7", options=("-i",)), stdin=much, code=7)
+
+
 def test_input(shimctl: Shimctl) -> None:
     assert shimctl(*shimctl.in_rootfs("cat", options=("-i",)), stdin=b"through\n").stdout == "through\n"
     assert shimctl(*shimctl.in_rootfs("cat", options=("-i",)), stdin=b"").stdout == ""
