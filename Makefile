@@ -116,6 +116,7 @@ protos: venv ## Write shimd/api/ from protos/
 .PHONY: bench
 bench: venv ## Measure against Debian's runc and crun; writes bench/results.json and a table (needs root)
 	@.ci/tools/need-packages $(BENCH_PACKAGES)
+	@$(PYTHON) -m shimd.image
 	@$(PYTHON) -m bench.run
 
 .PHONY: bench-containerd

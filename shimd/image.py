@@ -146,9 +146,13 @@ def _is_ours(name: str) -> bool:
 
 
 def _entry(name: str) -> tuple[str, str, int, int, types.CodeType]:
-    spec: Any = sys.modules[name].__spec__
-    status = os.stat(spec.origin)
-    return name, os.path.relpath(spec.origin, _ROOT), status.st_mtime_ns, status.st_size, spec.loader.get_code(name)
+    """Without docstrings and assertions, as with -OO."""
+    source = sys.modules[name].__file__
+    assert source is not None
+    with open(source, "rb") as file:
+        status = os.stat(file.fileno())
+        code = compile(file.read(), source, "exec", dont_inherit=True, optimize=2)
+    return name, os.path.relpath(source, _ROOT), status.st_mtime_ns, status.st_size, code
 
 
 def _main() -> None:
@@ -157,8 +161,8 @@ def _main() -> None:
     if len(sys.argv) > 1:
         _write(sys.argv[1])
         return
-    for image in IMAGES:
-        subprocess.run([sys.executable, "-m", "shimd.image", image], check=True)
+    for image in IMAGES:  # no_debug_ranges: a traceback of ours tells lines, not columns
+        subprocess.run([sys.executable, "-X", "no_debug_ranges", "-m", "shimd.image", image], check=True)
 
 
 if __name__ == "__main__":

@@ -51,11 +51,7 @@ def main() -> int:
 
 
 def _verb(words: list[str]) -> str:
-    """A guess that is good enough here: the value of a global option may be the name of a verb too. "" also for a call
-    for help.
-    """
-    if "--help" in words or "-h" in words:
-        return ""
+    """A guess that is good enough here: the value of a global option may be the name of a verb too."""
     return next((word for word in words if word in VERBS), "")
 
 

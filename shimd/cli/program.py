@@ -10,7 +10,7 @@ import os
 import sys
 
 from shimd.cli.command import Call, Command
-from shimd.cli.main import LAUNCHING, VERBS
+from shimd.cli.main import VERBS
 from shimd.cli.messages import Messages
 from shimd.cli.parse import UsageError, parse
 from shimd.cli.settings import PROGRAM, Settings
@@ -29,6 +29,7 @@ FAILED = 1
 
 class Program:
     def __init__(self, name: str, spare: Executed | None) -> None:
+        """``spare`` is for what may be launched."""
         self.name = name
         self.launcher = DirectLauncher(spare)
         self.messages = Messages("", "text", debug=False)
@@ -49,6 +50,8 @@ class Program:
             self.fail(error)
         except KeyboardInterrupt:
             return 130
+        finally:
+            self.launcher.close()
         return self.command.code
 
     def run(self, words: list[str]) -> int:
@@ -58,8 +61,6 @@ class Program:
         if parsed.help or not parsed.arguments or parsed.arguments[0] in ("help", "h"):
             return self.print_help(parsed.arguments[1:])
         verb, *rest = parsed.arguments
-        if verb not in LAUNCHING:
-            self.launcher.close()  # another word looked like the verb
         self.command = self.load(verb)
         self.verb = verb
         own = parse(rest, self.command.options, stop_at=self.command.stop_at)

@@ -13,6 +13,7 @@ from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
 
 from shimd.linux.mount import OVERLAYFS_SUPER_MAGIC, statfs_type
 from shimd.linux.selfexe import protected_executable
+from shimd.linux.signals import signal
 from shimd.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Executed:
 
     def end(self) -> None:
         self._channel.close()
+        os.kill(self._pid, signal.SIGKILL)  # it may still be loading
         os.waitpid(self._pid, 0)
 
 

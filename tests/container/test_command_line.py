@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.container.boxes import IS_OURS, OURS_ONLY, Box, Runtime
+from tests.support import wait
 
 TEXT = re.compile(r'time="[^"]+" level=(\w+) msg=("(?:[^"\\]|\\.)*"|\S+)')
 VERBS = (
@@ -114,6 +115,26 @@ def test_a_failure_is_one_line(runtime: Runtime) -> None:
     found = TEXT.fullmatch(answer.errors.rstrip("\n"))
     assert found is not None
     assert found[1] == "error"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "--bundle", "/nonexistent", "some"),
+        ("create", "--bundle", "/nonexistent", "some"),
+        ("exec", "nobody", "true"),
+        ("run", "--help"),
+        ("run",),
+        ("state", "run"),
+        ("kill", "create"),
+    ],
+    ids=" ".join,
+)
+def test_a_call_that_makes_no_process_leaves_none(runtime: Runtime, arguments: tuple[str, ...]) -> None:
+    """Not even one that would be the caller's to reap."""
+    known = wait.children()
+    runtime.run(*arguments)
+    assert wait.children() == known
 
 
 def test_a_log_has_the_failure_and_so_has_stderr(runtime: Runtime, place: Path) -> None:
