@@ -7,13 +7,12 @@ imported as always; so is everything when the image belongs to another Python or
 writes the images anew.
 """
 
-from __future__ import annotations
-
 import marshal
 import os
 import sys
 
-TYPE_CHECKING = False  # as in shimd.typed, which is not loaded yet
+# Nothing is loaded yet: no shimd.typed, and no __future__ either.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import types
     from typing import Any
@@ -50,6 +49,8 @@ IMAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "v2": (("main", "look"), ("shimd.cgroups.v2",)),
 }
 
+_STANDARD = ("__future__", "struct")  # what nearly all need of the standard library, as the first of it
+
 _ROOT = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -70,7 +71,7 @@ def path(image: str) -> str:
     return f"{_ROOT}/__pycache__/{image}.{sys.implementation.cache_tag}.image"
 
 
-def _load(name: str, source: str, changed: int, size: int, code: types.CodeType) -> bool:
+def _load(name: str, source: str, changed: int, size: int, code: "types.CodeType") -> bool:
     """False when the source has changed."""
     try:
         status = os.stat(source)
@@ -91,7 +92,8 @@ def _load(name: str, source: str, changed: int, size: int, code: types.CodeType)
     except BaseException:
         del sys.modules[name]
         raise
-    setattr(sys.modules[parent], child, module)
+    if parent:
+        setattr(sys.modules[parent], child, module)
     return True
 
 
@@ -107,8 +109,10 @@ def _write(image: str) -> None:
         for name in IMAGES[before][1]:
             import_module(name)
     imported = _note_imports()
-    for name in names:
+    for name in (*_STANDARD, *names):
         import_module(name)
+    if not befores:
+        imported[:0] = _STANDARD
     os.makedirs(os.path.dirname(path(image)), exist_ok=True)
     new = f"{path(image)}.{os.getpid()}"
     try:
@@ -129,7 +133,7 @@ def _note_imports() -> list[str]:
     imported = []
     execute = SourceFileLoader.exec_module
 
-    def execute_and_note(loader: SourceFileLoader, module: types.ModuleType) -> None:
+    def execute_and_note(loader: SourceFileLoader, module: "types.ModuleType") -> None:
         is_package = hasattr(module, "__path__")
         if is_package and _is_ours(module.__name__):
             imported.append(module.__name__)
@@ -145,14 +149,26 @@ def _is_ours(name: str) -> bool:
     return name.startswith("shimd.") and name != "shimd.image"
 
 
-def _entry(name: str) -> tuple[str, str, int, int, types.CodeType]:
-    """Without docstrings and assertions, as with -OO."""
+def _entry(name: str) -> "tuple[str, str, int, int, types.CodeType]":
     source = sys.modules[name].__file__
     assert source is not None
     with open(source, "rb") as file:
         status = os.stat(file.fileno())
-        code = compile(file.read(), source, "exec", dont_inherit=True, optimize=2)
+        code = _compile(file.read(), source)
     return name, os.path.relpath(source, _ROOT), status.st_mtime_ns, status.st_size, code
+
+
+def _compile(text: bytes, source: str) -> "types.CodeType":
+    """Without what nobody reads here: docstrings and assertions (as with -OO), annotations of functions."""
+    import ast
+
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+    return compile(tree, source, "exec", dont_inherit=True, optimize=2)
 
 
 def _main() -> None:

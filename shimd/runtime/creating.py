@@ -20,7 +20,7 @@ from shimd.plan.compile import compile_create
 from shimd.plan.ops import Plan
 from shimd.plan.options import CompileOptions
 from shimd.plan.rootfs import hook_specs
-from shimd.runtime import binding, rdt, rootfs
+from shimd.runtime import binding, rdt
 from shimd.runtime.bundle import find_rootfs, read_config
 from shimd.runtime.control import start_time
 from shimd.runtime.dialogue import InitDied, Outcome, converse
@@ -162,7 +162,7 @@ class _Creation:
 
     def reserve(self) -> StateDir:
         directory = StateDir.reserve(self.env.state_root, self.namespace, self.id)
-        self.undo.push("unmount the rootfs", lambda: rootfs.unmount_rootfs(self.bundle, self.mounted))
+        self.undo.push("unmount the rootfs", self.unmount)
         self.undo.push("run the poststop hooks", self.run_poststop)
         self.undo.push("close the state directory", directory.close)
         self.undo.push("remove the state directory", directory.remove)
@@ -182,7 +182,17 @@ class _Creation:
 
     def mount(self) -> tuple[str, ...]:
         mounts = self.options.rootfs
-        return rootfs.mount_rootfs(self.bundle, mounts, self.id_maps.map_tree) if mounts else ()
+        if not mounts:
+            return ()
+        from shimd.runtime.rootfs import mount_rootfs
+
+        return mount_rootfs(self.bundle, mounts, self.id_maps.map_tree)
+
+    def unmount(self) -> None:
+        if self.mounted:
+            from shimd.runtime.rootfs import unmount_rootfs
+
+            unmount_rootfs(self.bundle, self.mounted)
 
     def make_cgroup(self) -> CgroupManager:
         path = self.spec.linux.cgroups_path or ""

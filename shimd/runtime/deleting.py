@@ -18,7 +18,6 @@ from shimd.runtime.control import derive_status, is_alive, members
 from shimd.runtime.launch import wait_dead
 from shimd.runtime.model import Container, Environment, launch_name
 from shimd.runtime.process import hook_state
-from shimd.runtime.rootfs import unmount_rootfs
 from shimd.runtime.state import EXEC_EXIT_SUFFIX, StateDir
 from shimd.runtime.status import Operation, Status, check
 
@@ -40,7 +39,7 @@ def delete(env: Environment, container: Container, *, force: bool) -> tuple[str,
         state = hook_state(container.id, Status.STOPPED, 0, container.bundle, container.state.annotations)
         problems += run_hooks_through("poststop", poststop, state, cwd=container.bundle)
     # After the hooks, which may want to see what the container has left.
-    unmount_rootfs(container.bundle, container.state.rootfs_mounts)
+    _unmount_rootfs(container.bundle, container.state.rootfs_mounts)
     container.close()
     return tuple(problems)
 
@@ -58,8 +57,15 @@ def remove_remains(env: Environment, directory: StateDir) -> None:
     cgroup.destroy()
     rdt.remove(rdt.group_of(state))
     env.launcher.forget(launch_name(state.namespace, state.id))
-    unmount_rootfs(state.bundle, state.rootfs_mounts)
+    _unmount_rootfs(state.bundle, state.rootfs_mounts)
     directory.remove()
+
+
+def _unmount_rootfs(bundle: str, mounts: tuple[str, ...]) -> None:
+    if mounts:
+        from shimd.runtime.rootfs import unmount_rootfs
+
+        unmount_rootfs(bundle, mounts)
 
 
 def _poststop_hooks(container: Container) -> tuple[tuple[HookSpec, ...], list[str]]:

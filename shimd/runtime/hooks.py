@@ -15,6 +15,7 @@ from shimd.errors import RuntimeFailure
 from shimd.linux import memfd
 from shimd.linux.signals import signal
 from shimd.plan.ops import HookSpec
+from shimd.runtime.interrupts import held_back
 from shimd.typed import TYPE_CHECKING, Sequence
 
 if TYPE_CHECKING:
@@ -41,18 +42,20 @@ def _run_hook(hook: HookSpec, state: bytes, cwd: str) -> str:
     """Run one hook; returns what went wrong, or ""."""
     # A memory file cannot block or break as a pipe does, whatever the hook reads of it.
     stdin = memfd.sealed("hook-state", state)
+    process = None
     try:
-        process = _spawn(hook, stdin, cwd)
+        with held_back():
+            process = _spawn(hook, stdin, cwd)
+        finished, stdout, stderr = _attend(process, hook.timeout)
     except (OSError, ValueError) as error:
+        if process is not None:
+            raise
         return f"{hook.path}: {error.strerror if isinstance(error, OSError) else error}"
     finally:
         os.close(stdin)
-    with process:
-        try:
-            finished, stdout, stderr = _attend(process, hook.timeout)
-        except BaseException:  # somebody wants an end, and leaving the block waits for the hook's
-            _kill_group(process)
-            raise
+        if process is not None:
+            with process:
+                _kill_group(process)  # somebody wants an end, or it has come already
     if not finished:
         return f"{hook.path}: timed out after {hook.timeout} s{_output(stdout, stderr)}"
     if process.returncode < 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shimd.cli.command import NEW_ID_ARGUMENT, Call, Command
 from shimd.cli.making import OPTIONS, Making
-from shimd.cli.unwind import unwind_on_signals
+from shimd.runtime.interrupts import unwind_on_signals
 
 COMMAND = Command("create a container", NEW_ID_ARGUMENT, options=OPTIONS, least=1, most=1, prefix="create failed")
 

@@ -6,11 +6,11 @@ import os
 
 from shimd.cli.command import Call, Command, flag, number, text, texts
 from shimd.cli.handover import Handover
-from shimd.cli.unwind import unwind_on_signals
 from shimd.errors import InvalidArgument
 from shimd.oci.model import Capabilities, ConsoleSize, Process, User
 from shimd.oci.read import MAX_BYTES, read_process
 from shimd.runtime.control import derive_status
+from shimd.runtime.interrupts import unwind_on_signals
 from shimd.runtime.model import Container, ExecOptions, ExecProcess, Stdio
 from shimd.runtime.status import Operation, check
 

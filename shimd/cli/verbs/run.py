@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from shimd.cli.command import NEW_ID_ARGUMENT, Call, Command, flag
 from shimd.cli.making import OPTIONS, Making
-from shimd.cli.unwind import unwind_on_signals
 from shimd.linux.process import set_child_subreaper
+from shimd.runtime.interrupts import unwind_on_signals
 
 COMMAND = Command(
     "create and run a container",
