@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,49 @@ def test_an_orphan_in_namespaces_of_its_own_is_reported(before: leaks.Snapshot) 
     wait.exited(pidfd)
     os.close(pidfd)
     assert any(line.startswith(f"processes: {pid} ") for line in found)
+
+
+@contextlib.contextmanager
+def namespace_with_orphan_of_outside() -> Iterator[tuple[int, int]]:
+    """pidfds of the first process of a pid namespace, and of a child of process 1 in it."""
+    with contextlib.ExitStack() as stack:
+        outside = stack.enter_context(
+            subprocess.Popen(
+                ["unshare", "--pid", "--fork", "sh", "-c", "echo; exec sleep 1000"], stdout=subprocess.PIPE
+            )
+        )
+        first = only_child(outside)
+        joined = ["nsenter", f"--pid=/proc/{first}/ns/pid", "sh", "-c", "echo; exec sleep 1000"]
+        with subprocess.Popen(joined, stdout=subprocess.PIPE) as joining:
+            orphan = only_child(joining)
+            joining.kill()
+        pidfds = os.pidfd_open(first), os.pidfd_open(orphan)
+        for pidfd in pidfds:
+            stack.callback(os.close, pidfd)
+        stack.callback(signal.pidfd_send_signal, pidfds[0], signal.SIGKILL)
+        yield pidfds
+
+
+def only_child(process: subprocess.Popen[bytes]) -> int:
+    """Once it has written a line."""
+    assert process.stdout is not None
+    process.stdout.readline()
+    return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+
+
+def test_what_only_waits_for_process_1_is_not_reported(before: leaks.Snapshot) -> None:
+    """It takes up to two seconds to reap, and longer on a busy machine."""
+    with namespace_with_orphan_of_outside() as (first, orphan):
+        known = leaks.take(SCOPE)
+        signal.pidfd_send_signal(first, signal.SIGKILL)
+        wait.exited(orphan)
+        assert [line for line in leaks.marked_processes() if "sleep" in line] == []
+    assert known.processes > before.processes
+
+
+def test_what_lives_beside_an_orphan_that_process_1_has_yet_to_reap_is_reported(before: leaks.Snapshot) -> None:
+    with namespace_with_orphan_of_outside() as (_, orphan):
+        signal.pidfd_send_signal(orphan, signal.SIGKILL)
+        wait.exited(orphan)
+        names = [line.split()[-1] for line in leaks.leaked(before, SCOPE) if line.startswith("processes: ")]
+        assert sorted(names) == ["sleep", "unshare"]
