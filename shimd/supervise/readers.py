@@ -2,8 +2,8 @@
 
 A client that hears of the end stops reading, some at once: containerd's ``ctr`` looks at the task once more and closes
 its ends of the FIFOs with whatever is in them. Its own shim, slower than that, loses little. So an end waits to be told
-until the FIFOs are empty. That is a matter of microseconds if somebody reads. Who pauses for ``PAUSE_SECONDS`` is taken
-for nobody, and the slowest has ``HOLD_SECONDS``.
+until the FIFOs are empty, a matter of microseconds if somebody reads. One that nobody has ever read from is given up
+after ``NOBODY_SECONDS``; a reader may pause for ``PAUSE_SECONDS``, and the slowest has ``HOLD_SECONDS``.
 
 poll(2) knows no "empty", and of the readers themselves nothing is known. But the kernel reports each read(2) to
 whoever watches the file, FIFOs included (inotify(7)), and each splice(2) if it is new. Of inotify instances a user has
@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 from shimd.linux import inotify
 from shimd.supervise.relay import Relay
 
-PAUSE_SECONDS = 0.1
+NOBODY_SECONDS = 0.1
+PAUSE_SECONDS = 0.5
 HOLD_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ class Hold:
         self._timer: asyncio.TimerHandle | None = None
         self.look()
         if self._over is not None:
-            self._restart_timer()
+            is_read = any(relay.was_read() for relay in relays)
+            self._restart_timer(PAUSE_SECONDS if is_read else NOBODY_SECONDS)
 
     def look(self) -> None:
         if self._over is None:
@@ -111,17 +113,17 @@ class Hold:
             try:
                 self._watches[fd] = self._readers.watch(fd, self._was_read)
             except OSError as error:
-                _log.warning("an end is told %g s late: %s", PAUSE_SECONDS, error)
+                _log.warning("an end is told late, if its output is read in time or not: %s", error)
 
     def _was_read(self) -> None:
         self.look()
         if self._over is not None:
-            self._restart_timer()
+            self._restart_timer(PAUSE_SECONDS)
 
-    def _restart_timer(self) -> None:
+    def _restart_timer(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(min(self._loop.time() + PAUSE_SECONDS, self._deadline), self._finish)
+        self._timer = self._loop.call_at(min(self._loop.time() + seconds, self._deadline), self._finish)
 
     def _finish(self) -> None:
         over = self._over

@@ -46,7 +46,9 @@ _log = logging.getLogger(__name__)
 class Relay:
     """The loop's side of all: waits for one descriptor at a time."""
 
-    __slots__ = ("_ended", "_expired", "_loop", "_rest", "_source", "_target", "_tells_unread", "_waits_for_target")
+    __slots__ = (
+        "_ended", "_expired", "_loop", "_moved", "_rest", "_source", "_target", "_tells_unread", "_waits_for_target",
+    )  # fmt: skip
 
     def __init__(self, source: int, target: int, ended: Callable[[], None], *, tells_unread: bool = False) -> None:
         """``ended`` is called once: at the end, with both descriptors closed, or earlier as ``expire`` says.
@@ -56,6 +58,7 @@ class Relay:
         self._source = source
         self._target = target
         self._tells_unread = tells_unread
+        self._moved = 0  # bytes
         self._rest = -1  # a reading end, of a target that was not empty at the end
         self._ended: Callable[[], None] | None = ended
         self._expired = False
@@ -71,6 +74,11 @@ class Relay:
         """A descriptor of the target, ours, if its readers have not taken all that is in it; else -1."""
         fd = self._target if self._target >= 0 else self._rest
         return fd if self._tells_unread and fd >= 0 and pipe.bytes_available(fd) else -1
+
+    def was_read(self) -> bool:
+        """Whether the target, which has something unread, ever had a reader."""
+        fd = self.unread()
+        return fd >= 0 and pipe.bytes_available(fd) < self._moved
 
     def expire(self) -> None:
         """Call ``ended`` as soon as what is in the source is delivered, even if others have it open; it goes on for
@@ -150,7 +158,7 @@ class Relay:
 class SpliceRelay(Relay):
     """Both descriptors are pipes or FIFOs."""
 
-    __slots__ = ("_carried", "_grown")
+    __slots__ = ("_grown", "_may_grow")
 
     _grown_now = 0  # of all
 
@@ -165,7 +173,7 @@ class SpliceRelay(Relay):
     ) -> None:
         """``may_grow``: the source is a pipe of our own."""
         super().__init__(source, target, ended, tells_unread=tells_unread)
-        self._carried = 0 if may_grow else -1
+        self._may_grow = may_grow
         self._grown = False
 
     def _stop(self) -> None:
@@ -190,18 +198,17 @@ class SpliceRelay(Relay):
         if moved == 0:
             self._finish()
             return
-        if self._carried >= 0:
-            self._count(moved)
+        self._moved += moved
+        if self._may_grow and self._moved > GROW_AFTER:
+            self._grow()
         self._wait_for_source()
 
-    def _count(self, moved: int) -> None:
-        self._carried += moved
-        if self._carried > GROW_AFTER:
-            self._carried = -1
-            if SpliceRelay._grown_now < GROWN_AT_ONCE:
-                self._grown = True
-                SpliceRelay._grown_now += 1
-                pipe.set_pipe_size(self._source, GROWN_SIZE)
+    def _grow(self) -> None:
+        self._may_grow = False
+        if SpliceRelay._grown_now < GROWN_AT_ONCE:
+            self._grown = True
+            SpliceRelay._grown_now += 1
+            pipe.set_pipe_size(self._source, GROWN_SIZE)
 
 
 class CopyRelay(Relay):
@@ -230,7 +237,9 @@ class CopyRelay(Relay):
 
     def _write(self) -> None:
         try:
-            self._chunk = self._chunk[os.write(self._target, self._chunk) :]
+            written = os.write(self._target, self._chunk)
+            self._chunk = self._chunk[written:]
+            self._moved += written
         except BlockingIOError:
             pass
         except OSError as error:
@@ -255,6 +264,7 @@ class FileRelay(CopyRelay):
         self._source = source
         self._target = target
         self._tells_unread = False
+        self._moved = 0
         self._rest = -1
         self._ended = ended
         self._expired = False

@@ -20,7 +20,7 @@ from tests.support.wait import SECONDS
 
 PROGRAM = ("sh", "-c", "yes 0123456789 | head -n 200000")
 OUTPUT = b"0123456789\n" * 200_000
-PAGE = 4096
+CHUNK = 8192
 AWAIT_SIZE = "while test \"$(stty size)\" != '{} {}'; do echo waits; sleep 0.05; done"
 
 
@@ -44,9 +44,9 @@ def test_output_to_a_slow_client_is_complete(containerd: Containerd, name: str) 
     command = containerd.command(*containerd.run_arguments(name, *PROGRAM, flags=["--rm"]))
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=containerd.environment) as client:
         assert client.stdout is not None
-        fcntl.fcntl(client.stdout, fcntl.F_SETPIPE_SZ, PAGE)
+        fcntl.fcntl(client.stdout, fcntl.F_SETPIPE_SZ, CHUNK)
         received = b""
-        while data := os.read(client.stdout.fileno(), PAGE):
+        while data := os.read(client.stdout.fileno(), CHUNK):
             received += data
             # At once until little more is left than fits in the pipes between the program and the client.
             if len(received) > len(OUTPUT) - 200_000:
