@@ -7,7 +7,7 @@ after ``NOBODY_SECONDS``; a reader may pause for ``PAUSE_SECONDS``, and the slow
 
 poll(2) knows no "empty", and of the readers themselves nothing is known. But the kernel reports each read(2) to
 whoever watches the file, FIFOs included (inotify(7)), and each splice(2) if it is new. Of inotify instances a user has
-only 128, of watches plenty: one instance serves the daemon, from its first need on.
+only 128, of watches plenty: one instance serves the daemon.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Readers:
         self._loop = asyncio.get_running_loop()
         self._inotify = -1
         self._watching: dict[int, list[Callable[[], None]]] = {}
+        with contextlib.suppress(OSError):  # another time, perhaps
+            self._open()
 
     def watch(self, fd: int, was_read: Callable[[], None]) -> int:
         """Call ``was_read`` after each read from the FIFO ``fd`` by whomever. The result is for ``unwatch``.
@@ -42,8 +44,7 @@ class Readers:
         Raises OSError where the user's share of instances or watches is used up.
         """
         if self._inotify < 0:
-            self._inotify = inotify.inotify_init1()
-            self._loop.add_reader(self._inotify, self._readable)
+            self._open()
         watch = inotify.inotify_add_watch(self._inotify, f"/proc/self/fd/{fd}", inotify.IN_ACCESS)
         # Two processes may write to one FIFO, which has one watch.
         self._watching.setdefault(watch, []).append(was_read)
@@ -62,6 +63,10 @@ class Readers:
             self._loop.remove_reader(self._inotify)
             os.close(self._inotify)
             self._inotify = -1
+
+    def _open(self) -> None:
+        self._inotify = inotify.inotify_init1()
+        self._loop.add_reader(self._inotify, self._readable)
 
     def _readable(self) -> None:
         for watch in {watch for watch, _ in inotify.read_events(self._inotify)}:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
 
@@ -16,8 +17,11 @@ from tests.containerd.test_events import Event, Listener, listening
 from tests.support.leaks import cgroup_mount_points
 
 COUNT = 300
-POOL, SPARE = 4, 2
+POOL = 4
+# The keeper's spare process: there is none at times, or a channel to it and its pidfd.
+SPARE: tuple[Counter[str], ...] = (Counter(), Counter({"seqpacket": 1, "anon_inode:[pidfd]": 1}))
 AT_ONCE = 8
+SO_ACCEPTCON = 0x10000  # flag of a socket that listens, in /proc/net/unix
 TOPICS: tuple[str, ...] = ("/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete")
 if IS_RUNC:  # whose shim may end before it has sent the last event
     TOPICS = TOPICS[:3]
@@ -50,11 +54,14 @@ def test_three_hundred(containerd: Containerd) -> None:
         assert not [entry.path for entry in os.scandir(f"{point}/{NAMESPACE}") if entry.is_dir()]
     if not IS_RUNC:
         assert list((containerd.daemon.state / "containers" / NAMESPACE).iterdir()) == []
-        # Calls to the keeper borrow connections of a pool, which keeps four at most and had one at least before. The
-        # keeper may have its spare process now, two descriptors, and not then.
-        grown = [after - once for after, once in zip(descriptors(containerd), before, strict=True)]
-        assert grown[0] <= POOL - 1, grown
-        assert grown[1] <= POOL - 1 + SPARE, grown
+        after = descriptors(containerd)
+        for mine, then in zip(after, before, strict=True):
+            assert mine.rest == then.rest
+        daemons, keepers = after
+        # Calls to the keeper borrow connections of a pool, which keeps so many; one more is for exits.
+        assert 1 < daemons.connections <= POOL + 1
+        assert keepers.connections == daemons.connections
+        assert keepers.spare in SPARE
 
 
 def expected_code(name: str) -> int:
@@ -92,9 +99,42 @@ def run(containerd: Containerd, name: str) -> None:
     assert (done.returncode, done.stderr) == (code, ""), name
 
 
-def descriptors(containerd: Containerd) -> list[int]:
-    """How many the daemon and its keeper have."""
+class Descriptors(NamedTuple):
+    """Of a process, by what they lead to: its other one of the two, a spare process, all else."""
+
+    connections: int
+    spare: Counter[str]
+    rest: Counter[str]
+
+
+def descriptors(containerd: Containerd) -> list[Descriptors]:
+    """Of the daemon and its keeper."""
     if IS_RUNC:
         return []
-    pids = (containerd.daemon.pid, containerd.daemon.keeper_pid())
-    return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+    daemon = targets(containerd.daemon.pid)
+    keeper = targets(containerd.daemon.keeper_pid())
+    # The daemon's ends of the connections have no names; nothing else of it is such a socket.
+    connections = daemon.pop("seqpacket", 0)
+    accepted = keeper.pop(f"seqpacket {containerd.daemon.state}/keeper.sock", 0)
+    spare = Counter({kind: count for kind in SPARE[1] if (count := keeper.pop(kind, 0))})
+    return [Descriptors(connections, Counter(), daemon), Descriptors(accepted, spare, keeper)]
+
+
+def targets(pid: int) -> Counter[str]:
+    """What the descriptors lead to, without the numbers that tell one pipe or socket from another; how many each."""
+    sockets = unix_sockets()
+    found: Counter[str] = Counter()
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        target = os.readlink(entry.path)
+        kind, _, number = target.removesuffix("]").partition(":[")
+        found[sockets.get(number, kind) if number.isdigit() else target] += 1
+    return found
+
+
+def unix_sockets() -> dict[str, str]:
+    """Type, or that it listens, and the name if it has one, by inode number."""
+    types = {"0001": "stream", "0002": "datagram", "0005": "seqpacket"}
+    with open("/proc/net/unix") as file:
+        rows = [line.split() for line in file][1:]
+    listening = {row[6]: "listening" for row in rows if int(row[3], 16) & SO_ACCEPTCON}
+    return {row[6]: " ".join((listening.get(row[6], types[row[4]]), *row[7:])) for row in rows}

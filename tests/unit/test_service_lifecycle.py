@@ -52,6 +52,9 @@ class Made:
     def take_console(self) -> int:
         return -1
 
+    def close(self) -> None:
+        pass
+
 
 class Exec(NamedTuple):
     pid: int
@@ -171,6 +174,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     with ThreadPoolExecutor(4) as executor:
         lifecycle = Lifecycle(fake_runtime, Registry(), Announcer(bus), fake_exits, nothing_held, executor, 0.1)
         yield World(lifecycle, runtime, exits, bus)
+        lifecycle.close()
 
 
 async def test_whole_life(world: World) -> None:

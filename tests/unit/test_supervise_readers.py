@@ -302,12 +302,14 @@ async def test_without_an_instance_to_spare_it_is_told_after_a_pause(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
     try:
+        one.taken.close()
         spare = []
         while True:
             try:
                 spare.append(os.dup(one.readers[0]))
             except OSError:
                 break
+        one.taken = Readers()
         one.hold()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
