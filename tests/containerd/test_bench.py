@@ -13,6 +13,7 @@ from tests.containerd import peers
 from tests.support.requires import requires
 
 ROOT = Path(__file__).parents[2]
+PROCESS_KIB = 1024  # less than a shim takes
 
 
 @pytest.mark.slow
@@ -25,7 +26,11 @@ def test_a_quick_run_has_all_lines(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row["figures"] for row in json.loads(results.read_text())["results"]}
     assert len(rows) == 6
+    memory = rows["memory of shims per idle container"]
+    # A daemon and its keeper, or a shim for each container. What few containers add to a daemon drowns in what the
+    # allocators keep, or is less than what they give back.
+    assert all(each["all"] > PROCESS_KIB for each in memory.values())
+    assert abs(memory["shimd"].pop("median")) < PROCESS_KIB
     for name, figures in rows.items():
         assert set(figures) == {"shimd", "crun", "runc"}, name
-        # What few containers take of memory drowns in what the allocators keep.
-        assert name.startswith("memory") or all(each["median"] > 0 for each in figures.values()), name
+        assert all(each.get("median", 1) > 0 for each in figures.values()), name
