@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sys
 
 from shimd.errors import Unavailable
-from shimd.linux.selfexe import protected_executable
+from shimd.linux.selfexe import spawn_python
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PROGRAM = (
@@ -46,31 +45,13 @@ def _open_locked(state_dir: str) -> int:
 
 def _start(state_dir: str) -> bytes:
     """What the keeper says when it is ready, or has failed."""
-    interpreter: str = getattr(sys, "_base_executable", sys.executable)
     ready, ready_child = os.pipe2(os.O_CLOEXEC)
-    executable = protected_executable(interpreter)
-    try:
-        pid = _exec_detached(executable, interpreter, state_dir, ready_child)
+    arguments = (_ROOT, os.path.abspath(state_dir), str(ready_child))
+    try:  # the first of two processes: it ends when the keeper, its child, is running
+        pid, _ = spawn_python(_PROGRAM, *arguments, keep=ready_child, setsid=True)
     finally:
-        os.close(executable)
         os.close(ready_child)
     with open(ready, "rb") as pipe:
         answer = pipe.read(4096)
     os.waitpid(pid, 0)
     return answer
-
-
-def _exec_detached(executable: int, interpreter: str, state_dir: str, ready: int) -> int:
-    """The first of two processes; it ends when the keeper, its child, is running. argv[0] is where Python looks for
-    its library from.
-    """
-    argv = [interpreter, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, _ROOT, os.path.abspath(state_dir), str(ready)]
-    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-    if "LD_LIBRARY_PATH" in os.environ:  # an interpreter outside of /usr may need it to start at all
-        env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    actions = [
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
-        (os.POSIX_SPAWN_DUP2, 0, 1),
-        (os.POSIX_SPAWN_DUP2, ready, ready),  # clears close-on-exec
-    ]
-    return os.posix_spawn(f"/proc/self/fd/{executable}", argv, env, file_actions=actions, setsid=True)

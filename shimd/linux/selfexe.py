@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 from shimd.linux.mount import (
     MOUNT_ATTR_NODEV,
@@ -33,6 +34,30 @@ def protected_executable(path: str) -> int:
         return read_only_clone(path)
     except OSError:  # no CAP_SYS_ADMIN, no overlayfs, or a layer that overlayfs does not take
         return sealed_copy(path)
+
+
+def spawn_python(program: str, *arguments: str, keep: int, setsid: bool = False) -> tuple[int, str]:
+    """Run Python code in a process that executes a safe copy of our interpreter, with ``arguments`` from sys.argv[1],
+    and with nothing of ours but the standard error and the descriptor ``keep``. The pid, and how the copy is protected.
+    """
+    interpreter: str = getattr(sys, "_base_executable", sys.executable)
+    executable = protected_executable(interpreter)
+    # argv[0] is where Python looks for its library from.
+    argv = [interpreter, "-I", "-S", "-X", "utf8", "-c", program, *arguments]
+    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    if "LD_LIBRARY_PATH" in os.environ:  # an interpreter outside of /usr may need it to start at all
+        env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+        (os.POSIX_SPAWN_DUP2, 0, 1),
+        (os.POSIX_SPAWN_DUP2, keep, keep),  # clears close-on-exec
+    ]
+    try:
+        protection = "overlayfs" if statfs_type(executable) == OVERLAYFS_SUPER_MAGIC else "memfd"
+        pid = os.posix_spawn(f"/proc/self/fd/{executable}", argv, env, file_actions=actions, setsid=setsid)
+    finally:
+        os.close(executable)
+    return pid, protection
 
 
 def read_only_clone(path: str) -> int:

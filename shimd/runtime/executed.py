@@ -8,11 +8,9 @@
 from __future__ import annotations
 
 import os
-import sys
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket, socketpair
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 
-from shimd.linux.mount import OVERLAYFS_SUPER_MAGIC, statfs_type
-from shimd.linux.selfexe import protected_executable
+from shimd.linux.selfexe import spawn_python
 from shimd.linux.signals import signal
 from shimd.typed import TYPE_CHECKING
 
@@ -46,7 +44,8 @@ class Executed:
         """Raises OSError."""
         self._channel, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         try:
-            self._pid, self.protection = _execute(theirs)
+            fd = theirs.fileno()
+            self._pid, self.protection = spawn_python(_PROGRAM, _ROOT, str(fd), keep=fd)
         except OSError:
             self._channel.close()
             raise
@@ -76,24 +75,3 @@ class Executed:
         self._channel.close()
         os.kill(self._pid, signal.SIGKILL)  # it may still be loading
         os.waitpid(self._pid, 0)
-
-
-def _execute(channel: socket) -> tuple[int, str]:
-    """The pid, and how the executable is protected. argv[0] is where Python looks for its library from."""
-    interpreter: str = getattr(sys, "_base_executable", sys.executable)
-    executable = protected_executable(interpreter)
-    fd = channel.fileno()
-    argv = [interpreter, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, _ROOT, str(fd)]
-    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-    if "LD_LIBRARY_PATH" in os.environ:  # an interpreter outside of /usr may need it to start at all
-        env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    actions = [
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
-        (os.POSIX_SPAWN_DUP2, 0, 1),
-        (os.POSIX_SPAWN_DUP2, fd, fd),  # clears close-on-exec
-    ]
-    try:
-        protection = "overlayfs" if statfs_type(executable) == OVERLAYFS_SUPER_MAGIC else "memfd"
-        return os.posix_spawn(f"/proc/self/fd/{executable}", argv, env, file_actions=actions), protection
-    finally:
-        os.close(executable)
