@@ -5,7 +5,10 @@ encoder does so there.
 from __future__ import annotations
 
 from shimd.cgroups.stats import BlkioEntry, CpuStats, HugetlbStats, MemoryEntry, MemoryStats, Pressure, Psi, Stats
-from shimd.typed import Any
+from shimd.typed import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shimd.runtime.rdt_stats import RdtStats
 
 _BLKIO = (
     ("ioServiceBytesRecursive", "service_bytes"),
@@ -19,7 +22,7 @@ _BLKIO = (
 )
 
 
-def stats_document(stats: Stats) -> dict[str, Any]:
+def stats_document(stats: Stats, rdt: RdtStats | None = None) -> dict[str, Any]:
     """The ``data`` of a stats event. Containers of the specification have no interfaces that runc knows of."""
     cpuset = stats.cpuset._asdict()
     return {
@@ -34,7 +37,7 @@ def stats_document(stats: Stats) -> dict[str, Any]:
             | _pressure(stats.blkio.pressure)
         ),
         "hugetlb": {size: _hugetlb(usage) for size, usage in stats.hugetlb.items()},
-        "intel_rdt": {},
+        "intel_rdt": _intel_rdt(rdt) if rdt is not None else {},
         "network_interfaces": None,
     }
 
@@ -93,3 +96,16 @@ def _pressure(pressure: Pressure | None) -> dict[str, Any]:
 
 def _psi(psi: Psi) -> dict[str, float]:
     return dict(psi._asdict())
+
+
+def _intel_rdt(rdt: RdtStats) -> dict[str, Any]:
+    """Runc has pointers to the lists of counters: an empty one is null there, and one that is missing is left out."""
+    document: dict[str, Any] = {}
+    for name, value in rdt._asdict().items():
+        if name.endswith("_info") and value is not None:
+            document[name] = _given(value._asdict())
+        elif name.endswith("_stats") and value is not None:
+            document[name] = [entry._asdict() for entry in value] or None
+        elif value:
+            document[name] = list(value) if isinstance(value, tuple) else value
+    return document

@@ -12,6 +12,7 @@ from shimd.errors import FailedPrecondition, InvalidArgument, RuntimeFailure, Sh
 from shimd.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shimd.cgroups.stats import Stats
     from shimd.runtime.model import Container
 
 _LONGEST_POLL = 1_000_000  # seconds, 11 days; poll(2) takes no more than 24
@@ -33,9 +34,9 @@ no process of the container is left.""",
 def run(call: Call) -> int:
     interval = _interval(call.text("interval"))
     with call.container() as container:
-        stats = _stats(call, container)  # refuses a container that is stopped
+        stats = call.runtime().stats(container)  # refuses a container that is stopped
         if call.flag("stats"):
-            _print(call, container, "stats", stats)
+            _print(call, container, "stats", _document(container, stats))
         else:
             _Follower(call, container, interval).run()
     return 0
@@ -54,10 +55,14 @@ def _interval(value: str) -> float:
     return interval
 
 
-def _stats(call: Call, container: Container) -> dict[str, Any]:
+def _document(container: Container, stats: Stats) -> dict[str, Any]:
     from shimd.cli.stats import stats_document
 
-    return stats_document(call.runtime().stats(container))
+    if not container.state.intel_rdt_path:
+        return stats_document(stats)
+    from shimd.runtime import rdt, rdt_stats
+
+    return stats_document(stats, rdt_stats.read(rdt.group_of(container.state)))
 
 
 def _print(call: Call, container: Container, kind: str, data: dict[str, Any] | None = None) -> None:
@@ -108,8 +113,8 @@ class _Follower:
 
     def _print_stats(self) -> None:
         try:
-            stats = _stats(self._call, self._container)
-        except ShimdError as error:  # init has ended, others go on
+            document = _document(self._container, self._call.runtime().stats(self._container))
+        except ShimdError as error:  # init has ended, others go on; or a counter has no value at the moment
             self._call.messages.warn(str(error))
         else:
-            _print(self._call, self._container, "stats", stats)
+            _print(self._call, self._container, "stats", document)
