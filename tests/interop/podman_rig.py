@@ -114,6 +114,20 @@ def _own_folders_of_unmounted_controllers() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _parent_of_pods() -> Iterator[None]:
+    """Podman makes it for the first pod of a machine, in all hierarchies, and leaves it: it is not a test's."""
+    parents = [Path(point) / "libpod_parent" for point in leaks.cgroup_mount_points()]
+    made = [path / "conmon" for path in parents if not path.exists()]
+    for path in made:
+        path.mkdir(parents=True)
+    yield
+    for path in made:
+        with contextlib.suppress(OSError):  # what is in it the leak check reports
+            path.rmdir()
+            path.parent.rmdir()
+
+
 class Podman:
     """Use as a context manager."""
 
@@ -141,6 +155,7 @@ class Podman:
     def __enter__(self) -> Podman:
         if self.user == ROOT:
             self._stack.enter_context(_own_folders_of_unmounted_controllers())
+            self._stack.enter_context(_parent_of_pods())
         rootfs = busybox_rootfs(self.folder / "rootfs")
         with tarfile.open(self.folder / "busybox.tar", mode="w") as tar:
             tar.add(rootfs, arcname=".")
