@@ -57,7 +57,7 @@ def prepare_root(ctx: Context, op: ops.PrepareRoot) -> None:
     set_propagation(AT_FDCWD, "/", op.propagation)
     target = _place_of_root(op)
     if not op.propagation & MS_REC or op.propagation & MS_SHARED:
-        _make_parent_private(target)
+        _part_parent(target, MS_SLAVE if op.propagation & MS_SLAVE else MS_PRIVATE)
     tree = ctx.take(op.slot) if op.slot else open_tree(target, "", AT_EMPTY_PATH | AT_RECURSIVE | OPEN_TREE_CLONE)
     move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
     os.close(target)
@@ -76,13 +76,15 @@ def _place_of_root(op: ops.PrepareRoot) -> int:
         return os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _make_parent_private(target: int) -> None:
-    """pivot_root(2) refuses a shared parent mount, and what is mounted into the rootfs must not reach the host."""
+def _part_parent(target: int, propagation: int) -> None:
+    """pivot_root(2) refuses a shared parent mount, and what is mounted into the rootfs must not reach the host. A slave
+    still receives, and so will the rootfs, which is a clone of it.
+    """
     own = mount_id(target)
     for mount in mountinfo():
         if mount.mount_id == own:
             if any(tag.startswith("shared:") for tag in mount.tags):
-                set_propagation(AT_FDCWD, mount.mount_point, MS_PRIVATE)
+                set_propagation(AT_FDCWD, mount.mount_point, propagation)
             return
 
 

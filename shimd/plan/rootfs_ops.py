@@ -86,7 +86,7 @@ def _propagation_name(flags: int) -> str:
 
 
 class PrepareRoot(Record):
-    """Set the propagation of / (MS_* flags), make the mount that holds rootfs private, bind rootfs on itself.
+    """Set the propagation of / (MS_* flags), part the mount that holds rootfs from its peers, bind rootfs on itself.
 
     ``slot`` is "" or the slot of a detached tree to attach instead of binding ``rootfs``. Opens the root descriptor
     that every later operation resolves paths in (openat2, RESOLVE_IN_ROOT). ``propagation`` 0: there is no mount
