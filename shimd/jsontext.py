@@ -34,7 +34,7 @@ def loads(text: str) -> Any:
     stripped = text.strip(_SPACE)
     try:
         value, end = _scan(stripped, 0)
-    except StopIteration:
+    except (StopIteration, SystemError):  # the latter: it has no exception to raise as long as json is not loaded
         end = -1
     if end == len(stripped):
         return value

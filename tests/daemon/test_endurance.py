@@ -21,6 +21,7 @@ from tests.support.specs import runc_default
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 IN_A_ROW = 1000
+SPARE = 3
 AT_ONCE = 200
 
 
@@ -58,9 +59,11 @@ def figures(daemon: Daemon) -> dict[str, int]:
 
 
 def assert_no_growth(before: dict[str, int], after: dict[str, int], *, spare_kib: int) -> None:
-    """Allocators keep what was freed, the more the more threads there are, so memory may grow until it levels off."""
+    """Allocators keep what was freed, the more the more threads there are, so memory may grow until it levels off. The
+    keeper may be about to make its spare process, with two sockets and a pidfd in hand.
+    """
     for name, value in after.items():
-        allowed = spare_kib if name.startswith("KiB") else 0
+        allowed = spare_kib if name.startswith("KiB") else SPARE if name == "descriptors of the keeper" else 0
         assert value <= before[name] + allowed, f"{name} grew from {before[name]} to {value}"
 
 

@@ -36,6 +36,16 @@ def test_errors_are_those_of_the_package(text: str) -> None:
     assert str(found.value) == str(expected.value)
 
 
+@pytest.mark.parametrize("text", ["{", "[1,]", '{"a" 1}', '"\\x01', '"\x01"', "1 2", "nul"])
+def test_errors_are_the_same_where_the_package_is_not_loaded(text: str) -> None:
+    code = "import sys; sys.path += sys.argv[1].split(':'); from shimd import jsontext; jsontext.loads(sys.argv[2])"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code, ":".join(sys.path), text],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    with pytest.raises(ValueError) as expected:  # noqa: PT011 (compared below)
+        json.loads(text)
+    assert done.stderr.splitlines()[-1] == f"json.decoder.JSONDecodeError: {expected.value}"
+
+
 @pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}'])
 def test_what_json_does_not_know_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a JSON number"):
