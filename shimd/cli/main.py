@@ -39,7 +39,7 @@ _IMAGES = {"create": "launch", "exec": "exec", "run": "launch"}
 
 
 def main() -> int:
-    gc.disable()  # there is little garbage in a short life
+    gc.disable()
     _open_standard_streams()
     name, *words = sys.argv
     verb = _verb(words)

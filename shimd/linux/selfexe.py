@@ -44,7 +44,8 @@ def spawn_python(program: str, *arguments: str, keep: int, setsid: bool = False)
     executable = protected_executable(interpreter)
     # argv[0] is where Python looks for its library from.
     argv = [interpreter, "-I", "-S", "-X", "utf8", "-c", program, *arguments]
-    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+    # With another locale than C its files are read, which nothing here needs.
+    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
     if "LD_LIBRARY_PATH" in os.environ:  # an interpreter outside of /usr may need it to start at all
         env["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     actions = [

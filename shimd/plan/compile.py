@@ -13,7 +13,6 @@ from shimd.oci import model
 from shimd.plan import namespaces, ops, process, rootfs
 from shimd.plan.builder import Builder
 from shimd.plan.options import CompileOptions, ExecOptions
-from shimd.plan.seccomp import notifies
 
 
 def compile_create(spec: model.Spec, host: HostFacts, options: CompileOptions) -> ops.Plan:
@@ -137,7 +136,11 @@ def _may_be_traced(wanted: model.Process, spec: model.Spec, host: HostFacts, fla
 def _refuse_listener(builder: Builder, wanted: model.Process, spec: model.Spec) -> None:
     """A stage is not to wait for an agent: the runtime, which has to fetch the listener first, waits for the stage."""
     profile = spec.linux.seccomp
-    if profile is not None and notifies(profile) and not wanted.no_new_privileges:
+    if profile is None or wanted.no_new_privileges:
+        return
+    from shimd.plan.seccomp import notifies
+
+    if notifies(profile):
         text = "is needed for a filter with SCMP_ACT_NOTIFY in a container with CAP_SYS_PTRACE"
         builder.refuse("/noNewPrivileges", text)
 

@@ -9,7 +9,6 @@ from shimd.oci.values import cpu_list
 from shimd.plan import ops
 from shimd.plan.builder import Builder
 from shimd.plan.options import CompileOptions, ExecOptions
-from shimd.plan.seccomp import compile_filter, notifies
 from shimd.records import Record
 
 DEFAULT_UMASK = 0o022
@@ -150,6 +149,8 @@ def add_last_filter(builder: Builder, plan: ProcessPlan) -> None:
 def add_filter(builder: Builder, plan: ProcessPlan) -> None:
     profile = plan.linux.seccomp
     if profile is not None:
+        from shimd.plan.seccomp import compile_filter, notifies
+
         compiled = compile_filter(profile, builder.host, cache=plan.options.seccomp_cache)
         builder.warnings += compiled.warnings
         if builder.host.euid != 0 and notifies(profile) and isinstance(plan.options, CompileOptions):
