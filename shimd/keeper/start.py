@@ -47,11 +47,11 @@ def _start(state_dir: str) -> bytes:
     """What the keeper says when it is ready, or has failed."""
     ready, ready_child = os.pipe2(os.O_CLOEXEC)
     arguments = (_ROOT, os.path.abspath(state_dir), str(ready_child))
-    try:  # the first of two processes: it ends when the keeper, its child, is running
-        pid, _ = spawn_python(_PROGRAM, *arguments, keep=ready_child, setsid=True)
-    finally:
-        os.close(ready_child)
     with open(ready, "rb") as pipe:
+        try:  # the first of two processes: it ends when the keeper, its child, is running
+            pid, _ = spawn_python(_PROGRAM, *arguments, keep=ready_child, setsid=True)
+        finally:
+            os.close(ready_child)
         answer = pipe.read(4096)
     os.waitpid(pid, 0)
     return answer
