@@ -20,7 +20,7 @@ from pathlib import Path
 from google.protobuf.any_pb2 import Any
 
 from bench import report
-from bench.measure import Row, Sample, memory_kib, summary
+from bench.measure import Row, Sample, memory_kib, summary, turns
 from bench.peers import Worker
 from shimd.api.containerd import runc_options_pb2
 from tests.containerd import image, peers
@@ -186,23 +186,21 @@ class Bench:
 
     def _times(self, name: str, operation: Callable[[Contender], Sample], budgets: tuple[str, ...] = ()) -> Row:
         samples: dict[str, list[float]] = {contender.name: [] for contender in self.contenders}
-        for number in range(-self.sizes.warm_up, self.sizes.rounds):
-            for contender in self.contenders:
-                taken = operation(contender)
-                if number >= 0:
-                    samples[contender.name].append(taken.seconds * 1000)
+        for contender in turns(self.contenders, self.sizes.warm_up):
+            operation(contender)
+        for contender in turns(self.contenders, self.sizes.rounds):
+            samples[contender.name].append(operation(contender).seconds * 1000)
         return Row(name, "ms", {who: summary(taken) for who, taken in samples.items()}, budgets)
 
     def batch(self, name: str) -> Row:
         count = self.sizes.batch
         rates: dict[str, list[float]] = {contender.name: [] for contender in self.contenders}
-        for _ in range(self.sizes.batch_rounds):
-            for contender in self.contenders:
-                before = contender.usage.seconds()
-                rates[contender.name].append(count / contender.batch(count, 8).seconds)
-                time.sleep(SETTLE)
-                used = contender.usage.seconds() - before
-                self._cpu.setdefault(contender.name, []).append(used / count * 1000)
+        for contender in turns(self.contenders, self.sizes.batch_rounds):
+            before = contender.usage.seconds()
+            rates[contender.name].append(count / contender.batch(count, 8).seconds)
+            time.sleep(SETTLE)
+            used = contender.usage.seconds() - before
+            self._cpu.setdefault(contender.name, []).append(used / count * 1000)
         figures = {who: summary(taken) for who, taken in rates.items()}
         return Row(f"{count} {name}", "per second", figures, lower_is_better=False)
 
@@ -212,10 +210,9 @@ class Bench:
 
     def output(self, name: str) -> Row:
         rates: dict[str, list[float]] = {contender.name: [] for contender in self.contenders}
-        for _ in range(self.sizes.stream_rounds):
-            for contender in self.contenders:
-                taken = contender.read(self.sizes.stream_mib)
-                rates[contender.name].append(taken.bytes / taken.seconds / 2**20)
+        for contender in turns(self.contenders, self.sizes.stream_rounds):
+            taken = contender.read(self.sizes.stream_mib)
+            rates[contender.name].append(taken.bytes / taken.seconds / 2**20)
         figures = {who: summary(taken) for who, taken in rates.items()}
         return Row(name, "MiB/s", figures, lower_is_better=False)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+_T = TypeVar("_T")
 
 
 class Sample(NamedTuple):
@@ -53,6 +56,20 @@ def summary(values: Iterable[float]) -> dict[str, float]:
         "min": ordered[0],
         "n": len(ordered),
     }
+
+
+def turns(contenders: Iterable[_T], rounds: int) -> Iterator[_T]:
+    """Each of them once in each round, in an order drawn anew (the same in every run of the benchmark).
+
+    What a container leaves to the kernel helps or hinders whoever comes next: a write to ``cgroup.procs`` waits for
+    an RCU grace period, some 10 ms, unless somebody wrote one just before; network namespaces are taken apart behind
+    the back of all. In a fixed order that would always be the gain or the loss of the same one.
+    """
+    order = list(contenders)
+    generator = random.Random(rounds)
+    for _ in range(rounds):
+        generator.shuffle(order)
+        yield from order
 
 
 def cpu_seconds(pid: int) -> float:

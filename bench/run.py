@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.measure import Row, Sample, summary
+from bench.measure import Row, Sample, summary, turns
 from bench.peers import Peer
 from bench.shimd_side import Shimd
 from tests.support.bundle import make_bundle, remove_tree
@@ -113,10 +113,9 @@ class Bench:
     def batch(self, name: str, concurrency: int) -> Row:
         count = self.sizes.batch
         samples: dict[str, list[Sample]] = {c.name: [] for c in self.contenders()}
-        for _ in range(self.sizes.batch_rounds):
-            for contender in self.contenders():
-                done = contender.batch(self.true, count=count, concurrency=concurrency)
-                samples[contender.name].append(done)
+        for contender in turns(self.contenders(), self.sizes.batch_rounds):
+            done = contender.batch(self.true, count=count, concurrency=concurrency)
+            samples[contender.name].append(done)
         figures = {
             who: summary(count / s.seconds for s in taken) | {"cpu_ms": _mean_cpu_ms(taken) / count}
             for who, taken in samples.items()
@@ -125,9 +124,8 @@ class Bench:
 
     def output(self, name: str) -> Row:
         samples: dict[str, list[Sample]] = {c.name: [] for c in self.contenders()}
-        for _ in range(self.sizes.stream_rounds):
-            for contender in self.contenders():
-                samples[contender.name].append(contender.read(self.stream))
+        for contender in turns(self.contenders(), self.sizes.stream_rounds):
+            samples[contender.name].append(contender.read(self.stream))
         figures = {who: summary(s.bytes / s.seconds / 2**20 for s in taken) for who, taken in samples.items()}
         return Row(name, "MiB/s", figures, lower_is_better=False)
 
@@ -168,9 +166,8 @@ class Bench:
             for _ in range(self.sizes.warm_up):
                 operation()
         samples: dict[str, list[Sample]] = {who: [] for who in operations}
-        for _ in range(self.sizes.rounds):
-            for who, operation in operations.items():
-                samples[who].append(operation())
+        for who in turns(operations, self.sizes.rounds):
+            samples[who].append(operations[who]())
         figures = {
             who: summary(s.seconds * 1000 for s in taken) | {"cpu_ms": _mean_cpu_ms(taken)}
             for who, taken in samples.items()
