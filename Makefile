@@ -70,9 +70,10 @@ test-root: venv ## Tests that make real containers: needs root
 
 .PHONY: test-lab
 test-lab: venv ## Tests in small virtual machines with cgroup v2, AppArmor, SELinux: needs root (an hour)
-	@.ci/tools/need-packages $(TEST_PACKAGES) $(LAB_PACKAGES)
+	@.ci/tools/need-packages $(TEST_PACKAGES) $(PEER_PACKAGES) $(LAB_PACKAGES)
 	@[[ $$(id -u) == 0 ]] || { echo 'make test-lab: needs root, as the machines use its files' >&2; exit 1; }
 	@$(PYTHON) -m tests.support.rootfs
+	@tests/lab/peers "$(PEERS)" containerd-1.7 docker-26 || $(UNFETCHED)
 	@PYTEST="$(PYTEST)" tests/lab/run --whole
 
 .PHONY: test-containerd

@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ POD, CONTAINER, NODE = "POD", "CONTAINER", "NODE"  # whose a namespace is
 
 _CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+# As kubelet does it with the cgroup driver "systemd": a slice for each pod.
+IS_SYSTEMD = os.environ.get("LAB_VM") == "systemd"
 
 _BASE = """\
 root = "{folder}/root"
@@ -141,7 +144,7 @@ class Pod:
         self.containerd = containerd
         self.cri = cri
         self.name = name
-        self.cgroup = f"{NAMESPACE}/{name}"
+        self.cgroup = f"lab_{name.replace('-', '_')}.slice" if IS_SYSTEMD else f"{NAMESPACE}/{name}"
         self.logs = containerd.folder / "logs" / name
         self.id = ""
         # Before 2.3 (commit b32cecd31) containerd crashes on a sandbox of the shim's in the node's network.
@@ -250,7 +253,7 @@ class Container:
         """A file of its cgroup: "memory/memory.limit_in_bytes" or "memory.max"."""
         controller, _, file = v1.partition("/")
         for point in cgroup_mount_points():
-            folder = Path(point, self.pod.cgroup, self.id)
+            folder = Path(point, self.pod.cgroup, f"cri-containerd-{self.id}.scope" if IS_SYSTEMD else self.id)
             for path in (folder / file if controller in os.path.basename(point).split(",") else None, folder / v2):
                 if path is not None and path.exists():
                     return path.read_text().strip()
@@ -277,6 +280,8 @@ def await_true(condition: Any) -> None:
 
 def remove_cgroups(path: str) -> None:
     """An empty parent of what a runtime has removed: making it was the test's wish."""
+    if IS_SYSTEMD:
+        subprocess.run(["systemctl", "stop", path], check=True)
     for point in cgroup_mount_points():
         with contextlib.suppress(OSError):
             os.rmdir(f"{point}/{path}")

@@ -23,6 +23,7 @@ from tests.support.rootfs import busybox_rootfs
 IMAGE = "busybox"
 SETTINGS = '{"live-restore": true}'
 PARENT = f"{session.TAG}-docker"
+IS_SYSTEMD = os.environ.get("LAB_VM") == "systemd"
 
 _CONTAINERD = """\
 version = 2
@@ -146,7 +147,7 @@ class Docker:
             f"--pidfile={folder}/docker.pid",
             f"--host=unix://{self.socket}",
             f"--init-path={self.engine.init}",
-            f"--cgroup-parent=/{PARENT}",
+            *(("--exec-opt=native.cgroupdriver=systemd",) if IS_SYSTEMD else (f"--cgroup-parent=/{PARENT}",)),
             "--iptables=false",
             "--ip-forward=false",
             "--bip=172.30.0.1/24",

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.interop.dockers import IS_RUNC, SHIMRUN
+from tests.lab.systemd_rig import user_session
 from tests.support import leaks, session, wait
 from tests.support.rootfs import busybox_rootfs
 
 IMAGE = "localhost/busybox:latest"
 PARENT = f"{session.TAG}-podman"
+IS_SYSTEMD = os.environ.get("LAB_VM") == "systemd"
 
 _DEPLOYED = Path(__file__).parents[2] / "deploy/podman/containers.conf"
 _ENGINE = """\
 [engine]
-cgroup_manager = "cgroupfs"
+cgroup_manager = "{manager}"
 events_logger = "file"
 lock_type = "file"
 """
@@ -151,8 +153,9 @@ class Podman:
         for name in ("run", "tmp"):
             (folder / name).mkdir(mode=0o700)
         deployed = _DEPLOYED.read_text().replace("/usr/local/bin/shimrun", str(SHIMRUN))
+        engine = _ENGINE.format(manager="systemd" if IS_SYSTEMD else "cgroupfs")
         (folder / "containers.conf").write_text(
-            deployed.replace("[engine]\n", _ENGINE) + _CONTAINERS.format(folder=folder)
+            deployed.replace("[engine]\n", engine) + _CONTAINERS.format(folder=folder)
         )
         (folder / "storage.conf").write_text(_STORAGE.format(folder=folder))
 
@@ -166,6 +169,8 @@ class Podman:
         shutil.rmtree(rootfs)
         for path in (self.folder, *self.folder.iterdir()):
             os.chown(path, self.user.uid, self.user.uid)
+        if IS_SYSTEMD and self.user != ROOT:
+            self._stack.enter_context(user_session(self.user.uid, self.folder / "run"))
         try:
             self("import", "busybox.tar", IMAGE)
             # What the first one makes and leaves is not a test's: the parent of the cgroups, a user's namespaces.
@@ -207,7 +212,7 @@ class Podman:
         """Of ``podman run``."""
         words = " ".join(arguments)
         network = () if "--network" in words or "--pod" in words else ("--network", "none")
-        parent = () if self.user != ROOT or "--pod" in words else ("--cgroup-parent", f"/{PARENT}")
+        parent = () if self.user != ROOT or IS_SYSTEMD or "--pod" in words else ("--cgroup-parent", f"/{PARENT}")
         return ["run", *parent, *network, *arguments]
 
     def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -241,7 +246,9 @@ class Podman:
 
     def pod_flags(self) -> list[str]:
         """Podman 4.3 cannot remove a pod's cgroups where a controller is in no hierarchy of version 1."""
-        return ["--cgroup-parent", f"/{PARENT}", "--share-parent=false"] if self.user == ROOT else []
+        if self.user != ROOT or IS_SYSTEMD:
+            return []
+        return ["--cgroup-parent", f"/{PARENT}", "--share-parent=false"]
 
     @contextlib.contextmanager
     def pod(self, name: str) -> Iterator[None]:

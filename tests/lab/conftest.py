@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.daemon.boxes import box
+from tests.interop.conftest import docker, name
 
-__all__ = ["box"]
+__all__ = ["box", "docker", "name"]

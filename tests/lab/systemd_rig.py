@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,6 +56,21 @@ def started(rig: Rig) -> Iterator[Callable[..., Container]]:
         rig.end(container)
         assert show(unit_of(container), "ActiveState") == INACTIVE
         assert not cgroup_of(container).exists()
+
+
+@contextlib.contextmanager
+def user_session(uid: int, runtime_dir: Path) -> Iterator[Path]:
+    """A user's systemd with its bus in ``runtime_dir``, as a login makes it; gives its part of the cgroups."""
+    service = f"lab-user-{uid}.service"
+    options = [f"User={uid}", "Delegate=yes", "Type=notify", "Slice=user.slice"]
+    environment = [f"XDG_RUNTIME_DIR={runtime_dir}", f"HOME={runtime_dir}"]
+    command = ["systemd-run", "--quiet", f"--unit={service}"]
+    command += [f"--property={item}" for item in options] + [f"--setenv={item}" for item in environment]
+    subprocess.run([*command, "/lib/systemd/systemd", "--user", "--unit=basic.target"], check=True)
+    try:
+        yield CGROUPS / "user.slice" / service
+    finally:
+        subprocess.run(["systemctl", "stop", service], check=True)
 
 
 def show(unit: str, *properties: str) -> dict[str, str]:

@@ -12,29 +12,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.systemd_rig import user_session
 from tests.support.rootfs import busybox_rootfs
 
 pytestmark = pytest.mark.lab("systemd")
 
-UID = 1000
-SERVICE = "lab-user.service"
-TREE = Path("/sys/fs/cgroup/user.slice", SERVICE, "user.slice")
+UID = 4711  # the machine's ordinary user
+TREE = Path("/sys/fs/cgroup/user.slice", f"lab-user-{UID}.service", "user.slice")
 RUNTIME_DIR = Path("/run/user", str(UID))
 SHIMRUN = Path(sys.executable).with_name("shimrun")
 
 
 @pytest.fixture(scope="module")
 def user_systemd() -> Iterator[None]:
-    """As a login makes it."""
     RUNTIME_DIR.mkdir(mode=0o700, parents=True)
     os.chown(RUNTIME_DIR, UID, UID)
-    properties = [f"User={UID}", "Delegate=yes", "Type=notify", "Slice=user.slice"]
-    environment = [f"XDG_RUNTIME_DIR={RUNTIME_DIR}", f"HOME={RUNTIME_DIR}"]
-    command = ["systemd-run", "--quiet", f"--unit={SERVICE}"]
-    command += [f"--property={item}" for item in properties] + [f"--setenv={item}" for item in environment]
-    subprocess.run([*command, "/lib/systemd/systemd", "--user", "--unit=basic.target"], check=True)
-    yield
-    subprocess.run(["systemctl", "stop", SERVICE], check=True)
+    with user_session(UID, RUNTIME_DIR):
+        yield
     shutil.rmtree(RUNTIME_DIR)
 
 

@@ -249,8 +249,10 @@ def _is_ours(path: str, scope: Scope) -> bool:
 
 
 def _runtime_files() -> Iterator[str]:
-    """Names that any part of shimd makes directly under /run and /tmp."""
-    for folder in ("/run", "/tmp"):
-        for name in os.listdir(folder):
-            if name.startswith(("shimd", "shimrun")):
+    """Names that any part of shimd makes directly under /run and /tmp; of the directory of states, which stays as
+    runc's does, what is in it.
+    """
+    for folder, names in (("/run", ("shimd", "shimrun")), ("/tmp", ("shimd", "shimrun")), ("/run/shimrun", ("",))):
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            if name.startswith(names) and f"{folder}/{name}" != "/run/shimrun":
                 yield f"{folder}/{name}"
