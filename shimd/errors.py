@@ -24,6 +24,13 @@ class InvalidArgument(ShimdError):
     """A request, file or option is malformed, whatever the state of the system."""
 
 
+def os_error_text(error: OSError) -> str:
+    """The path, where the error has one, and the text of its number."""
+    text = error.strerror or str(error)
+    path = error.filename
+    return f"{path.decode(errors='surrogateescape') if isinstance(path, bytes) else path}: {text}" if path else text
+
+
 class Problem(tuple[str, str]):
     """One finding of validation: (JSON pointer into the document, text)."""
 

@@ -15,7 +15,7 @@ from shimd.cli.messages import Messages
 from shimd.cli.parse import UsageError, parse
 from shimd.cli.settings import PROGRAM, Settings
 from shimd.contexts import suppress
-from shimd.errors import ShimdError
+from shimd.errors import ShimdError, os_error_text
 from shimd.runtime.direct import DirectLauncher
 from shimd.typed import TYPE_CHECKING, Any
 
@@ -101,7 +101,7 @@ class Program:
         if failure is not None and failure.op == "Execute" and self.verb in ("run", "exec"):
             self.messages.program_error(str(failure))
             return
-        text = _os_error_text(error) if isinstance(error, OSError) else str(error)
+        text = os_error_text(error) if isinstance(error, OSError) else str(error)
         if failure is not None:
             text = self.text_of(failure, getattr(error, "where", ""))
         hint = getattr(error, "hint", "")
@@ -153,8 +153,3 @@ def _print(text: str) -> None:
     data = text.encode()
     while data:
         data = data[os.write(1, data) :]
-
-
-def _os_error_text(error: OSError) -> str:
-    text = error.strerror or str(error)
-    return f"{os.fsdecode(error.filename)}: {text}" if isinstance(error.filename, str | bytes) else text

@@ -13,7 +13,7 @@ import struct
 from fcntl import ioctl
 
 from shimd.linux import cdata
-from shimd.linux._libc import NR, address, buffer, encode, syscall
+from shimd.linux._libc import NR, Argument, address, buffer, encode, syscall
 from shimd.linux.signals import signal
 
 CLONE_VM = 0x00000100
@@ -99,17 +99,8 @@ def clone3(flags: int, *, cgroup_fd: int = -1) -> tuple[int, int]:
     exit_signal = 0 if flags & CLONE_PARENT else signal.SIGCHLD
     fields = (flags, cdata.address(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup_fd, 0))
     arguments = buffer(_CLONE_ARGS.pack(*fields))
-    _before_fork()
-    try:
-        pid = syscall(NR["clone3"], arguments, _CLONE_ARGS.size)
-    except OSError:
-        _after_fork_parent()
-        raise
-    if pid == 0:
-        _after_fork_child()
-        return 0, -1
-    _after_fork_parent()
-    return pid, pidfd.value
+    pid = _fork("clone3", arguments, _CLONE_ARGS.size)
+    return pid, pidfd.value if pid else -1
 
 
 def clone(flags: int) -> tuple[int, int]:
@@ -118,17 +109,23 @@ def clone(flags: int) -> tuple[int, int]:
     """
     pidfd = cdata.Number(-1)
     exit_signal = 0 if flags & CLONE_PARENT else signal.SIGCHLD
+    pid = _fork("clone", flags | CLONE_PIDFD | exit_signal, 0, cdata.address(pidfd), 0, 0)
+    return pid, pidfd.value if pid else -1
+
+
+def _fork(name: str, *arguments: Argument) -> int:
+    """A system call that makes a process, between what Python does before and after os.fork."""
     _before_fork()
     try:
-        pid = syscall(NR["clone"], flags | CLONE_PIDFD | exit_signal, 0, cdata.address(pidfd), 0, 0)
+        pid = syscall(NR[name], *arguments)
     except OSError:
         _after_fork_parent()
         raise
-    if pid == 0:
+    if pid:
+        _after_fork_parent()
+    else:
         _after_fork_child()
-        return 0, -1
-    _after_fork_parent()
-    return pid, pidfd.value
+    return pid
 
 
 def setns(fd: int, flags: int) -> None:

@@ -29,7 +29,6 @@ from shimd.runtime.launch import Launched, LaunchRequest
 from shimd.runtime.model import Container, CreateOptions, Environment, Phases, Stdio, launch_name, unique_name
 from shimd.runtime.process import (
     cgroup_view,
-    error_text,
     hook_state,
     send_pidfd,
     set_rlimits,
@@ -81,17 +80,9 @@ def create(
     check_id("container", container_id)
     if namespace:
         check_id("namespace", namespace)
-    undo = Undo()
-    creation = _Creation(env, namespace, container_id, os.path.realpath(bundle), stdio, options, undo)
-    try:
+    with Undo(f"create container {container_id}") as undo:
+        creation = _Creation(env, namespace, container_id, os.path.realpath(bundle), stdio, options, undo)
         return creation.run(config)
-    except OSError as error:
-        unwound = RuntimeFailure(f"create container {container_id}: {error_text(error)}")
-        undo.unwind(unwound)
-        raise unwound from error
-    except BaseException as error:
-        undo.unwind(error)
-        raise
 
 
 class _Creation:

@@ -22,7 +22,6 @@ from shimd.runtime.dialogue import InitDied, Outcome, converse
 from shimd.runtime.launch import Launched, LaunchRequest, is_dead
 from shimd.runtime.model import Container, Environment, ExecOptions, ExecProcess, Phases, Stdio, launch_name
 from shimd.runtime.process import (
-    error_text,
     hook_state,
     send_pidfd,
     set_rlimits,
@@ -41,16 +40,8 @@ def exec_process(
     check_id("exec", exec_id)
     operation = Operation.EXEC_IGNORE_PAUSED if options.ignore_paused else Operation.EXEC
     check(operation, derive_status(container), container.id)
-    undo = Undo()
-    try:
+    with Undo(f"exec in container {container.id}") as undo:
         return _Execution(env, container, exec_id, process, stdio, options, undo).run()
-    except OSError as error:
-        failure = RuntimeFailure(f"exec in container {container.id}: {error_text(error)}")
-        undo.unwind(failure)
-        raise failure from error
-    except BaseException as error:
-        undo.unwind(error)
-        raise
 
 
 class _Execution:

@@ -94,12 +94,6 @@ def set_rlimits(pid: int, rlimits: Sequence[Rlimit]) -> None:
             raise RuntimeFailure(f"setting rlimits for ready process: {what}: {error.strerror}") from error
 
 
-def error_text(error: OSError) -> str:
-    """The path, where the error has one, and the text of its number."""
-    text = error.strerror or str(error)
-    return f"{error.filename}: {text}" if error.filename else text
-
-
 def was_oom_killed(cgroup: CgroupManager) -> bool:
     """Whether a process of the cgroup has ever been killed for want of memory; False when nobody can tell."""
     try:
