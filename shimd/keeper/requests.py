@@ -62,6 +62,8 @@ class Keeper:
         else:
             if results is not None:
                 connection.answer(("ok", *results[0]), results[1])
+                if verb == "launch":
+                    self._forget_unanswered(connection, arguments[0])
 
     def disconnected(self, connection: Connection) -> None:
         self._subscribers.discard(connection)
@@ -115,6 +117,11 @@ class Keeper:
             self._publish(exit_)
         return (made.pid,), [made.pidfd]
 
+    def _forget_unanswered(self, connection: Connection, name: str) -> None:
+        """Whoever asked for the launch has died meanwhile. The process ends by that, and nobody would free its name."""
+        if not connection.open:
+            self._forget(connection, [], (name,))
+
     def _await_stage(
         self, connection: Connection, name: str, stage: Pending, hold: tuple[str, ...], exit_file: str
     ) -> None:
@@ -131,6 +138,7 @@ class Keeper:
                 return
             results = self._launched(name, made, exit_file)
             connection.answer(("ok", *results[0]), results[1])
+            self._forget_unanswered(connection, name)
 
         connection.suspend()
         self._watcher.watch(report, finished)

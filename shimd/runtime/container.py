@@ -23,8 +23,9 @@ from shimd.runtime.model import (
     ExecOptions,
     ExecProcess,
     Stdio,
+    launch_name,
 )
-from shimd.runtime.state import SANDBOX_ANNOTATION, StateDir, check_id, is_id
+from shimd.runtime.state import MAKING_FILE, SANDBOX_ANNOTATION, START_SOCKET, StateDir, check_id, is_id
 from shimd.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ __all__ = ["Container", "CreateOptions", "ExecOptions", "ExecProcess", "Listing"
 
 
 Pids = list[int]  # Runtime.list hides the builtin
+
+
+_LAST_BREATH = 0.5  # seconds
 
 
 class Listing(Record):
@@ -212,6 +216,20 @@ class Runtime:
     def namespaces(self) -> tuple[str, ...]:
         return tuple(sorted(_subdirectories(self.env.state_root)))
 
+    def is_made(self, container: Container) -> bool:
+        """False when its creator was killed at the very end of the create, and init ended by that: nobody can have
+        started it.
+        """
+        directory = container.directory
+        if directory.exists(MAKING_FILE) and directory.exists(START_SOCKET):
+            from shimd.runtime.launch import wait_dead
+
+            # One that has not been let go to the gate yet is about to notice that its creator is dead.
+            if not control.is_alive(container) or wait_dead(container.pidfd, _LAST_BREATH):
+                return False
+        directory.unlink(MAKING_FILE)
+        return True
+
     def remove_stray(self, container_id: str, *, namespace: str = "") -> None:
         """Remove what a creator that was killed has left: a state directory without a usable state file, and what it
         had made by then. NotFound when there is none, FailedPrecondition when it is that of a container.
@@ -224,7 +242,7 @@ class Runtime:
                 raise FailedPrecondition(f"container {container_id} exists")
             from shimd.runtime import deleting
 
-            deleting.remove_remains(self.env, directory)
+            deleting.remove_remains(self.env, directory, launch_name(namespace, container_id))
 
     # ---- controlling -----------------------------------------------------------------------------------------------
 

@@ -38,9 +38,11 @@ from shimd.runtime.process import (
 from shimd.runtime.state import (
     CONFIG_FILE,
     EXIT_FILE,
+    MAKING_FILE,
     NOTIFY_SOCKET,
     STATE_FILE,
     ContainerState,
+    Making,
     StateDir,
     check_id,
     dumps,
@@ -121,10 +123,12 @@ class _Creation:
         self.config = read_config(self.bundle, self.env.host, data)
         self.spec = self.with_options(self.config.spec)
         self.keyring = self.name_keyring()
+        self.cgroup = self.find_cgroup()
+        self.begin()
         with IdMaps(self.env.launcher, self.name) as self.id_maps, binding.Slots() as slots:
             self.mounted = self.mount()
             self.phases.mark("read")
-            self.cgroup = self.make_cgroup()
+            self.make_cgroup()
             self.rdt = self.make_rdt()
             self.phases.mark("cgroup")
             self.plan = self.compile(slots)
@@ -185,7 +189,7 @@ class _Creation:
 
             unmount_rootfs(self.bundle, self.mounted)
 
-    def make_cgroup(self) -> CgroupManager:
+    def find_cgroup(self) -> CgroupManager:
         path = self.spec.linux.cgroups_path or ""
         cgroup = manager(
             self.env.host,
@@ -195,12 +199,19 @@ class _Creation:
             annotations=self.spec.annotations,
         )
         self.undo.push("close the cgroup", cgroup.close)
-        cgroup.create(self.spec.linux.resources)
-        self.undo.push("remove the cgroup", cgroup.destroy)
-        self.cgroup_entry = cgroup.entry()
-        if self.cgroup_entry is None:
-            self.delegate(cgroup)
         return cgroup
+
+    def begin(self) -> None:
+        mounts = tuple(mount.target.strip("/") for mount in self.options.rootfs)
+        self.directory.begin(Making(self.bundle, self.cgroup.to_state(), mounts))
+
+    def make_cgroup(self) -> None:
+        self.cgroup.create(self.spec.linux.resources)
+        self.undo.push("remove the cgroup", self.cgroup.destroy)
+        self.directory.commit(MAKING_FILE)
+        self.cgroup_entry = self.cgroup.entry()
+        if self.cgroup_entry is None:
+            self.delegate(self.cgroup)
 
     def make_rdt(self) -> rdt.Group:
         wanted = self.spec.linux.intel_rdt
@@ -367,6 +378,7 @@ class _Creation:
             self.run_hooks("poststart", self.spec.hooks.poststart, "running")
         if self.net_devices is not None:
             self.net_devices.close()
+        self.directory.unlink(MAKING_FILE)
         self.directory.finished()
         return Container(
             self.state,

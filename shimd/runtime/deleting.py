@@ -18,7 +18,7 @@ from shimd.runtime.control import derive_status, is_alive, members
 from shimd.runtime.launch import wait_dead
 from shimd.runtime.model import Container, Environment, launch_name
 from shimd.runtime.process import hook_state
-from shimd.runtime.state import EXEC_EXIT_SUFFIX, StateDir
+from shimd.runtime.state import EXEC_EXIT_SUFFIX, Making, StateDir
 from shimd.runtime.status import Operation, Status, check
 
 _KILL_TIMEOUT = 10.0  # seconds; only uninterruptible sleep in the kernel keeps a killed process
@@ -44,21 +44,35 @@ def delete(env: Environment, container: Container, *, force: bool) -> tuple[str,
     return tuple(problems)
 
 
-def remove_remains(env: Environment, directory: StateDir) -> None:
-    """Of a create that was cut short by the death of the creator; its init has ended by that."""
+def remove_remains(env: Environment, directory: StateDir, name: str) -> None:
+    """Of a create that was cut short by the death of the creator. Its init, launched as ``name``, ends by that."""
+    env.launcher.end(name)
     try:
         state = directory.load_prepared()
     except (NotFound, RuntimeFailure):
-        directory.remove()
-        return
-    cgroup = from_state(env.host, state.cgroup)
-    if members(cgroup):
-        cgroup.kill()
-    cgroup.destroy()
-    rdt.remove(rdt.group_of(state))
-    env.launcher.forget(launch_name(state.namespace, state.id))
-    _unmount_rootfs(state.bundle, state.rootfs_mounts)
+        making = directory.load_making()
+        if making is not None:
+            _remove_early(env, making)
+    else:
+        cgroup = from_state(env.host, state.cgroup)
+        if members(cgroup):
+            cgroup.kill()
+        cgroup.destroy()
+        rdt.remove(rdt.group_of(state))
+        _unmount_rootfs(state.bundle, state.rootfs_mounts)
     directory.remove()
+
+
+def _remove_early(env: Environment, making: Making) -> None:
+    """Of a creator that did not come as far as to write down the process."""
+    cgroup = from_state(env.host, making.cgroup)
+    if making.has_cgroup:
+        if members(cgroup):
+            cgroup.kill()
+        cgroup.destroy()
+    elif not members(cgroup):  # half made; or it would have been refused, as it is used by others
+        cgroup.destroy()
+    _unmount_rootfs(making.bundle, making.rootfs_mounts)
 
 
 def _unmount_rootfs(bundle: str, mounts: tuple[str, ...]) -> None:

@@ -52,6 +52,9 @@ class DirectLauncher:
     def forget(self, *names: str) -> None:
         """There are no exit records."""
 
+    def end(self, name: str) -> None:
+        """It has ended with its launcher."""
+
     @contextmanager
     def user_namespace(self, name: str) -> Iterator[Launched]:
         """A fork will do: nothing of a container ever sees it, and the spare is for better things."""

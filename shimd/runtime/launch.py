@@ -7,6 +7,7 @@ import select
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socketpair
 
 from shimd.contexts import closing, contextmanager
+from shimd.errors import NotFound
 from shimd.init.request import Launched, LaunchRequest
 from shimd.linux.process import CLONE_NEWUSER, pidfd_send_signal
 from shimd.linux.signals import signal
@@ -30,6 +31,9 @@ class Launcher(Protocol):
     def forget(self, *names: str) -> None:
         """The exits of these launches are of no more interest, whether they have happened or not."""
 
+    def end(self, name: str) -> None:
+        """``discard`` what another one has launched, if anything is."""
+
     def user_namespace(self, name: str) -> AbstractContextManager[Launched]:
         """A process in a new user namespace, without maps, that does nothing; dead in the end."""
 
@@ -47,6 +51,16 @@ class KeeperLauncher:
 
     def forget(self, *names: str) -> None:
         self.client.forget(*names)
+
+    def end(self, name: str) -> None:
+        try:
+            launched = self.client.pidfd(name)
+        except NotFound:
+            return
+        try:
+            self.discard(name, launched)
+        finally:
+            os.close(launched.pidfd)
 
     @contextmanager
     def user_namespace(self, name: str) -> Iterator[Launched]:

@@ -2,8 +2,8 @@
 
 One format for the daemon and ``shimrun``: runc's keys where there are such, ours beside them. The file is written
 before init is released for the last time, so a creator that is killed leaves a container that can be deleted, and
-always by rename, so a reader never sees half of it. The configuration is kept as a copy, ``config.json``, since the
-bundle may change.
+always by rename, so a reader never sees half of it. What is made before there is a process to write down stands in
+``making.json``. The configuration is kept as a copy, ``config.json``, since the bundle may change.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 STATE_FILE = "state.json"
+MAKING_FILE = "making.json"
 CONFIG_FILE = "config.json"
 START_SOCKET = "start.sock"
 EXIT_FILE = "exit.json"
@@ -73,6 +74,17 @@ class ContainerState(Record):
     intel_rdt_path: str = ""
     intel_rdt_mon_path: str = ""
     intel_rdt_owned: bool = False
+
+
+class Making(Record):
+    """What a creator makes outside of the state directory; fields as in ContainerState. ``has_cgroup`` is not written:
+    until it is made, one of that name is somebody else's.
+    """
+
+    bundle: str
+    cgroup: Mapping[str, Any]
+    rootfs_mounts: tuple[str, ...]
+    has_cgroup: bool = False
 
 
 _KEYS = {"pid": "init_process_pid", "start_time": "init_process_start"}
@@ -244,6 +256,21 @@ class StateDir:
     def load(self) -> ContainerState:
         """Raises NotFound without a state file (a creator died early), RuntimeFailure when it is damaged."""
         return self._load(STATE_FILE)
+
+    def begin(self, making: Making) -> None:
+        """Before any of it is made; ``commit(MAKING_FILE)`` says that the cgroup is."""
+        self.prepare(MAKING_FILE, jsontext.dumps(making._asdict()).encode())
+
+    def load_making(self) -> Making | None:
+        """None when nothing was begun, or nothing that can be read."""
+        has_cgroup = self.exists(MAKING_FILE)
+        try:
+            data = self.read(MAKING_FILE if has_cgroup else _temporary(MAKING_FILE), _MAX_STATE)
+            document = jsontext.loads(data.decode())
+            bundle, cgroup, mounts = (_checked(key, document[key], _TYPES[key]) for key in Making._fields[:3])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        return Making(bundle, cgroup, tuple(mounts), has_cgroup)
 
     def load_prepared(self) -> ContainerState:
         """What a creator that died had made; raises as ``load``."""

@@ -262,12 +262,26 @@ class Lifecycle:
                     await self._launch_exec(process)
                 else:
                     await self.in_thread(self.runtime.start, container.runtime)
+            except FailedPrecondition:
+                await self._start_refused(process)
+                raise
             except BaseException:
                 self._start_failed(process)
                 raise
-            process.set_started(process.pid)
-            self._announce.started(process)
-            self._started(process)
+            self._start_done(process)
+
+    def _start_done(self, process: Process) -> None:
+        process.set_started(process.pid)
+        self._announce.started(process)
+        self._started(process)
+
+    async def _start_refused(self, process: Process) -> None:
+        """A former daemon may have let init go, and been killed then: so it runs."""
+        runtime = process.container.runtime
+        if not process.exec_id and await self.in_thread(self.runtime.status, runtime) is Status.RUNNING:
+            self._start_done(process)
+        else:
+            self._start_failed(process)
 
     async def _launch_exec(self, process: Process) -> None:
         name = process.launch_name

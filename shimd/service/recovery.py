@@ -30,6 +30,7 @@ async def load(lifecycle: Lifecycle, held: HeldStreams) -> None:
         _log.info("found %s container", container.status, extra=_fields(container.runtime))
     for container in found:
         lifecycle.end_found(container)
+    await lifecycle.in_thread(_end_strangers, lifecycle.runtime, known, _launches(found))
     watch_processes(lifecycle, known.alive)
 
 
@@ -41,7 +42,11 @@ def _find(runtime: Runtime, held: HeldStreams, known: Listing) -> list[Found]:
             _log.error("a container cannot be loaded: %s", problem, extra={"namespace": namespace})
         for container_id in listing.strays:
             _remove_stray(runtime, namespace, container_id)
-        found += [_look_at(runtime, container, held, known) for container in listing.containers]
+        for container in listing.containers:
+            if runtime.is_made(container):
+                found.append(_look_at(runtime, container, held, known))
+            else:
+                _remove_unfinished(runtime, container)
     return found
 
 
@@ -85,6 +90,31 @@ def _streams(
     return taken
 
 
+def _launches(found: list[Found]) -> set[str]:
+    """The names of all processes that we know."""
+    return {
+        launch_name(each.runtime.namespace, each.runtime.id, exec_id)
+        for each in found
+        for exec_id in ("", *(note.id for note, _, _ in each.execs))
+    }
+
+
+def _end_strangers(runtime: Runtime, known: Listing, ours: set[str]) -> None:
+    """A former daemon was killed before it had written down what it launched, or before the keeper was told that it is
+    over. What belongs to a container that cannot be loaded is left alone.
+    """
+    unloaded = [
+        name
+        for namespace in runtime.namespaces()
+        for container_id in runtime.ids(namespace=namespace)
+        if (name := launch_name(namespace, container_id)) not in ours
+    ]
+    for name in {*known.alive, *(ended.name for ended in known.exits)} - ours:
+        if not any(name == other or name.startswith((f"{other}/", f"{other}:")) for other in unloaded):
+            runtime.env.launcher.end(name)
+            _log.info("ended what an unfinished operation had launched: %s", name)
+
+
 def _fields(container: RuntimeContainer) -> dict[str, str]:
     return {"namespace": container.namespace, "id": container.id}
 
@@ -97,6 +127,18 @@ def _remove_stray(runtime: Runtime, namespace: str, container_id: str) -> None:
         _log.info("removed what an unfinished create had left", extra=fields)
     except ShimdError as error:
         _log.error("an unfinished create cannot be removed: %s", error, extra=fields)
+
+
+def _remove_unfinished(runtime: Runtime, container: RuntimeContainer) -> None:
+    """The same, when everything was made but its creator had not said so yet."""
+    fields = _fields(container)
+    try:
+        problems = runtime.delete(container, force=True)
+        _log.info("removed what an unfinished create had left", extra=fields)
+    except ShimdError as error:
+        problems = (str(error),)
+    for problem in problems:
+        _log.error("an unfinished create: %s", problem, extra=fields)
 
 
 def _how_it_ended(container: RuntimeContainer, exec_id: str, pid: int) -> Exit:

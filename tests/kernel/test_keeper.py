@@ -267,6 +267,22 @@ def test_client_that_dies_in_the_middle_of_a_launch_leaves_nothing(keeper: Keepe
     assert keeper.fds() == before
 
 
+@pytest.mark.parametrize("staged", [False, True])
+def test_launch_whose_client_is_gone_frees_its_name(keeper: Keeper, busybox: Path, *, staged: bool) -> None:
+    """The keeper comes to it only when nobody waits for the answer any more."""
+    read_end, write_end = os.pipe()
+    os.kill(keeper.pid, signal.SIGSTOP)
+    child = os.fork()
+    if child == 0:
+        launch_and_die(keeper, busybox, write_end, staged=staged)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    os.kill(keeper.pid, signal.SIGCONT)
+    assert keeper.exit("orphan").code == 1
+    assert keeper.client.list() == ({}, (), ())
+    os.close(write_end)
+    os.close(read_end)
+
+
 def launch_and_die(keeper: Keeper, rootfs: Path, fd: int, *, staged: bool) -> None:
     try:
         sock = connect(keeper)

@@ -16,7 +16,7 @@ from shimd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Inv
 from shimd.host.facts import probe
 from shimd.linux.mount import is_mount_point
 from shimd.oci.read import read_resources
-from shimd.runtime.container import CreateOptions, ExecOptions
+from shimd.runtime.container import ExecOptions
 from shimd.runtime.direct import DirectLauncher
 from shimd.runtime.rootfs import RootfsMount
 from shimd.runtime.state import StateDir
@@ -218,24 +218,6 @@ def test_a_stray_directory_is_no_container_and_can_be_removed(direct: Rig) -> No
     assert not direct.state_dir().exists()
     with pytest.raises(NotFound):
         direct.runtime.remove_stray(direct.id)
-
-
-def test_what_a_creator_that_was_killed_has_left_can_be_removed(direct: Rig) -> None:
-    spec = sleeper()
-    spec["root"] = {"path": "rootfs"}
-    spec["hooks"] = {"createRuntime": hook("kill -9 $PPID")}
-    make_bundle(direct.bundle, spec)
-    options = CreateOptions(rootfs=(RootfsMount("bind", f"{direct.place}/rootfs", "", ("bind",)),))
-    creator = os.fork()
-    if creator == 0:
-        direct.runtime.create(direct.id, str(direct.bundle), options=options)
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(creator, 0)[1]) == signal.SIGKILL
-    assert is_mount_point(str(direct.bundle / "rootfs"))
-    assert direct.runtime.list() == ((), (), (direct.id,))
-    direct.runtime.remove_stray(direct.id)
-    assert not is_mount_point(str(direct.bundle / "rootfs"))
-    assert direct.runtime.list() == ((), (), ())
 
 
 def test_a_directory_in_use_is_not_removed_as_a_stray(direct: Rig) -> None:

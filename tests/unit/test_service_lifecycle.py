@@ -15,11 +15,12 @@ from shimd.api.containerd.task_events_pb2 import TaskExit
 from shimd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, RuntimeFailure
 from shimd.events.bus import EventBus
 from shimd.oci.read import read_process
+from shimd.runtime.status import Status
 from shimd.service import lifecycle as module
 from shimd.service.announce import Announcer
 from shimd.service.control import Control
 from shimd.service.lifecycle import CreateRequest, ExecRequest, Lifecycle
-from shimd.service.records import Container
+from shimd.service.records import RUNNING, Container
 from shimd.service.registry import Registry
 from shimd.supervise.exits import Exit
 from shimd.supervise.stdio import OpenStdio
@@ -88,6 +89,7 @@ class FakeRuntime:
         self.during: dict[str, Callable[[], None]] = {}
         self.failing: dict[str, Exception] = {}
         self.state = State()
+        self.derived = Status.STOPPED
 
     def _do(self, what: str) -> None:
         self.calls.append(what)
@@ -101,6 +103,9 @@ class FakeRuntime:
 
     def start(self, container: Any) -> None:
         self._do("start")
+
+    def status(self, container: Any) -> Status:
+        return self.derived
 
     def exec(self, container: Any, exec_id: str, process: Any, **_: Any) -> Exec:
         self._do("exec")
@@ -257,6 +262,17 @@ async def test_exit_is_told_once_when_it_was_started_too_late(world: World) -> N
         await world.lifecycle.start(container.init)
     output.taken()
     assert world.topics() == ["create", "exit"]
+
+
+async def test_start_of_what_a_former_daemon_has_started(world: World) -> None:
+    """It was killed before it could say so."""
+    container = await world.create()
+    world.runtime.failing["start"] = FailedPrecondition("it runs")
+    world.runtime.derived = Status.RUNNING
+    with pytest.raises(FailedPrecondition):
+        await world.lifecycle.start(container.init)
+    assert container.init.status == RUNNING
+    assert world.topics() == ["create", "start"]
 
 
 async def test_exit_of_the_first_process_waits_for_an_exec_that_is_being_started(world: World) -> None:
