@@ -34,16 +34,27 @@ def connect_or_start(places: Places, seconds: float) -> Connection:
 def _start(places: Places) -> None:
     """Returns when the daemon says that it is ready (sd_notify(3)); raises OSError when it ends before that."""
     log = os.environ.get("SHIMD_LOG", DEFAULT_LOG)
+    # Not an abstract name: by that every container on the host's network could tell us that the daemon is ready.
+    name = f"{places.state}/ready.sock"
     notify = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
     try:
-        notify.bind("")  # the kernel finds an abstract name: unix(7), autobind
-        name = "@" + notify.getsockname()[1:].decode()
+        _unlink(name)
+        os.fchmod(notify.fileno(), 0o600)  # bind(2) gives the file the mode of the socket
+        notify.bind(name)
         pid = os.fork()
         if pid == 0:
             _become_daemon(places, name, log)
         _await_ready(pid, notify, log)
     finally:
         notify.close()
+        _unlink(name)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
 
 
 def _await_ready(pid: int, notify: socket, log: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from clients.containerd_shim import places, spawn
 from shimd.api.containerd import task_v3_pb2 as task
 from shimd.api.v1 import containerd_pb2
 from tests.daemon.boxes import MakeBox
@@ -117,3 +118,25 @@ def test_cve_2020_15257_nobody_takes_the_name_of_the_next_connection(daemon: Dae
                 attacker.bind(f"\0{names[0][1:].rpartition('/')[0]}/{number}")
         with Client(entrance) as second:
             connect(second)
+
+
+def test_cve_2020_15257_the_launcher_believes_nobody_on_the_hosts_network(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who tells it that the daemon is ready: an abstract name would be open to all."""
+    state, found = place / "state", []
+    (place / "config.toml").write_text(f'state = "{state}"\nsocket = "{state}/s.sock"\n')
+    monkeypatch.setenv("SHIMD_CONFIG", str(place / "config.toml"))
+    monkeypatch.setenv("SHIMD_LOG", str(place / "log"))
+    monkeypatch.setattr(spawn, "_become_daemon", lambda *_: os._exit(1))
+
+    def await_ready(pid: int, notify: socket.socket, _: str) -> None:
+        os.waitpid(pid, 0)
+        found.append((notify.getsockname(), mode(notify.getsockname())))
+
+    monkeypatch.setattr(spawn, "_await_ready", await_ready)
+    with pytest.raises(FileNotFoundError):
+        spawn.connect_or_start(places.find(), 1)
+    assert found == [(f"{state}/ready.sock", 0o600)]
+    assert mode(state) == 0o700
+    assert sorted(os.listdir(state)) == ["launcher.lock"]
