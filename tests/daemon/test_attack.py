@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +17,11 @@ import pytest
 from clients.containerd_shim import places, spawn
 from shimd.api.containerd import task_v3_pb2 as task
 from shimd.api.v1 import containerd_pb2
-from tests.daemon.boxes import MakeBox
+from shimd.api.v1 import runtime_pb2 as api
+from tests.daemon.boxes import Box, MakeBox
+from tests.support.bundle import make_bundle
 from tests.support.client import Client
-from tests.support.daemon import Daemon
+from tests.support.daemon import ROOT, Daemon
 from tests.support.fifo import Fifos
 from tests.support.specs import runc_default
 from tests.support.ttrpc import TtrpcClient
@@ -140,3 +145,132 @@ def test_cve_2020_15257_the_launcher_believes_nobody_on_the_hosts_network(
     assert found == [(f"{state}/ready.sock", 0o600)]
     assert mode(state) == 0o700
     assert sorted(os.listdir(state)) == ["launcher.lock"]
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_cve_2021_41103_cve_2024_25621_modes_are_mended_at_the_start(place: Path, busybox: Path) -> None:
+    """What an earlier version, or somebody's mkdir, has left open to all."""
+    state = place / "daemon/state"
+    folders = (state, state / "containers", state / "containerds")
+    for folder in folders:
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)
+    mask = os.umask(0)
+    try:
+        with Daemon(place / "daemon") as daemon, daemon.client() as client:
+            assert [mode(folder) for folder in folders] == [0o700] * 3
+            b = Box(client, f"box-{os.getpid()}", make_bundle(place / "bundle", runc_default("sleep", "1000"), busybox))
+            b.make()
+            loose = [path for path in state.rglob("*") if not path.is_symlink() and mode(path) & 0o022]
+            assert loose == []
+            b.remove()
+    finally:
+        os.umask(mask)
+
+
+def test_state_of_another_user_is_refused(place: Path) -> None:
+    """Who owns a folder can put anything into it, whatever its mode."""
+    state = place / "state"
+    state.mkdir(mode=0o700)
+    os.chown(state, 1000, 1000)
+    command = [sys.executable, "-m", "shimd.daemon", "--state", str(state), "--socket", str(place / "s")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, "belongs to another user" in done.stderr) == (1, True)
+
+
+# ---- streams --------------------------------------------------------------------------------------------------------
+
+
+def test_cve_2026_53488_nothing_of_a_config_is_where_output_goes(box: MakeBox, place: Path) -> None:
+    """Annotations come from labels of an image; only the call that creates a container says what its streams are."""
+    evil = place / "evil"
+    evil.write_text(f"#!/bin/sh\ntouch {place}/ran\n")
+    evil.chmod(0o755)
+    spec = runc_default("echo", "out")
+    names = ("containerd.io/restart.loguri", "io.containerd.log-uri", "loguri", "stdout", "shimd.stdout")
+    spec["annotations"] = dict.fromkeys(names, f"binary://{evil}")
+    b = box(spec=spec)
+    b.make()
+    b.start()
+    assert b.wait() == 0
+    b.delete()
+    assert not (place / "ran").exists()
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+BOUND = 8 << 20  # bytes that the daemon may grow by
+
+
+def memory(pid: int) -> int:
+    """The resident bytes of its own."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.split("RssAnon:")[1].split()[0]) * 1024
+
+
+@pytest.fixture
+def endless(box: MakeBox) -> Box:
+    """A container that writes as fast as it can to a terminal that clients of the daemon may attach to."""
+    b = box(spec=runc_default("yes", "x" * 1000, terminal=True))
+    b.make(terminal=True, stdin="attach:", stdout="attach:")
+    b.start()
+    return b
+
+
+def attach(b: Box) -> Any:
+    return b.client.runtime.Attach(iter([api.AttachRequest(target=api.AttachTarget(id=b.id))]))
+
+
+def test_cve_2022_31030_readers_that_never_read(endless: Box, daemon: Daemon) -> None:
+    with contextlib.ExitStack() as calls:
+        before = memory(daemon.pid)
+        for _ in range(30):
+            call = attach(endless)
+            calls.callback(call.cancel)
+            next(call)
+        for _ in range(200):
+            endless.state()
+        assert memory(daemon.pid) - before < BOUND
+
+
+def test_cve_2022_23471_cve_2025_64329_clients_that_go_away(endless: Box, daemon: Daemon) -> None:
+    """Of each of them something could stay: a task, a descriptor, a buffer."""
+
+    def visit(count: int) -> tuple[int, int]:
+        for number in range(count):
+            call = attach(endless)
+            next(call)
+            endless.task.ResizePty(task.ResizePtyRequest(id=endless.id, width=80 + number, height=24))
+            endless.waiting().cancel()
+            call.cancel()
+        connect(endless.client)
+        return memory(daemon.pid), len(os.listdir(f"/proc/{daemon.pid}/fd"))
+
+    before, descriptors = visit(50)
+    after, more = visit(300)
+    assert after - before < BOUND
+    assert more - descriptors < 10
+
+
+def test_cve_2022_31030_output_that_nobody_reads(box: MakeBox, daemon: Daemon, place: Path) -> None:
+    """In a FIFO, and in the daemon until a client attaches; of an exec, too."""
+    before = memory(daemon.pid)
+    with Fifos(place / "fifos") as fifos:
+        b = box("yes", "x" * 1000)
+        b.make(stdout=fifos.stdout, stderr=fifos.stderr)
+        b.start()
+        b.exec("e", "/usr/bin/yes", "x" * 1000, stdout="attach:")
+        b.start("e")
+        for _ in range(300):
+            b.state("e")
+        assert memory(daemon.pid) - before < BOUND
+        b.kill()
+        b.wait()
+        b.delete("e")
+        deleting = b.task.Delete.future(task.DeleteRequest(id=b.id))
+        while not deleting.done():  # it waits for a reader, for a while
+            if select.select([fifos.stdout_fd()], [], [], 0.01)[0]:
+                os.read(fifos.stdout_fd(), 1 << 20)
+        deleting.result()
