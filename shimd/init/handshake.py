@@ -53,7 +53,8 @@ from shimd.records import Record
 from shimd.typed import Callable
 
 MAX_MESSAGE = 32 * 1024
-MAX_TEXT = 16 * 1024  # of an error or warning; hook output is the longest
+MAX_TEXT = 16 * 1024  # bytes of an error or warning; hook output is the longest
+MAX_NAME = 4 * 1024  # bytes of what failed: config.json may have longer paths than the kernel
 STARTED = b"0"
 
 WITH_DESCRIPTOR = ("console", "idmap", "ridmap", "listener")
@@ -98,7 +99,9 @@ class ProtocolError(Exception):
 
 
 def encode_failure(failure: Failure) -> bytes:
-    return _encode("error", *map(str, failure[:5]), failure.text[:MAX_TEXT])
+    step, op, origin, attempt, errno, text = failure
+    names = (_cut(name, MAX_NAME) for name in (op, origin, attempt))
+    return _encode("error", str(step), *names, str(errno), _cut(text, MAX_TEXT))
 
 
 def encode_sync(point: str) -> bytes:
@@ -115,11 +118,17 @@ def encode_listener(number: int) -> bytes:
 
 
 def encode_warning(text: str) -> bytes:
-    return _encode("warning", text[:MAX_TEXT])
+    return _encode("warning", _cut(text, MAX_TEXT))
 
 
 def encode_console() -> bytes:
     return b"console"
+
+
+def _cut(text: str, limit: int) -> str:
+    """A message that does not fit into MAX_MESSAGE would be no message."""
+    data = text.encode("utf-8", "surrogatepass")
+    return text if len(data) <= limit else data[:limit].decode("utf-8", "ignore")
 
 
 def _encode(*fields: str) -> bytes:

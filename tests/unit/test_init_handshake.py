@@ -34,6 +34,18 @@ def test_long_texts_are_cut_to_what_a_reader_takes() -> None:
     assert len(failure.text) == handshake.MAX_TEXT
 
 
+@pytest.mark.parametrize("letter", ["x", "ä", "語", "\ud800"])
+def test_no_failure_is_too_long_for_a_message(letter: str) -> None:
+    long = letter * 200_000
+    data = handshake.encode_failure(FAILURE._replace(origin=f"/{long}", attempt=f"bind {long}", text=f"error: {long}"))
+    assert len(data) < handshake.MAX_MESSAGE
+    assert len(handshake.encode_warning(long)) < handshake.MAX_MESSAGE
+    failure = handshake.decode(data).failure
+    assert failure is not None
+    assert str(failure).startswith("bind ")
+    assert failure.text.startswith("error: ")
+
+
 @pytest.mark.parametrize(
     "data",
     [
