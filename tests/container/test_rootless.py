@@ -99,6 +99,27 @@ def test_its_exit_code_is_the_programs(box: Box) -> None:
     assert box.runtime.run("run", "--bundle", str(box.bundle), box.id).code == 7
 
 
+def test_cve_2014_8989_a_group_cannot_be_shed(box: Box, place: Path) -> None:
+    """A file may be closed to a group and open to all others: who is in the group must stay in it."""
+    secret = place / "secret"
+    secret.write_text("for others")
+    os.chown(secret, 0, 100)
+    secret.chmod(0o604)
+    box.runtime.command[box.runtime.command.index("--clear-groups")] = "--groups=100"
+    (box.bundle / "rootfs/secret").touch()
+    box.spec["mounts"].append({"destination": "/secret", "type": "bind", "source": str(secret), "options": ["bind"]})
+    for kind in box.spec["process"]["capabilities"].values():
+        kind += ["CAP_SETGID", "CAP_SETUID"]
+    script = "id -G | wc -w; cat /secret; (echo allow > /proc/self/setgroups); su root -c 'cat /secret'"
+    shell(box, f"exec 2>&1; {script}")
+    box.write()
+    answer = box.runtime.run("run", "--bundle", str(box.bundle), box.id)
+    assert answer.output.startswith("2\n"), "the user is not in the group"
+    assert "can't set groups: Operation not permitted" in answer.output
+    assert "for others" not in answer.output
+    assert answer.output.count("\n") == 4, answer
+
+
 @requires("program:newuidmap")
 def test_a_container_of_granted_ids(box: Box, granted: None) -> None:
     map_ids(box, OWN, MORE)
@@ -301,3 +322,23 @@ def test_limits_in_a_v1_cgroup_that_belongs_to_the_user(box: Box, delegated: str
     assert box.status() == "paused"
     box.runtime("delete", "--force", box.id)
     assert not folder.exists()
+
+
+@requires("cgroup-mode:hybrid", "cgroup:pids")
+def test_cve_2023_25809_what_belongs_to_the_user_is_not_to_be_written(box: Box, delegated: str) -> None:
+    """In the host's cgroup namespace all of the hierarchy can be seen; a part of it the user may write to, outside."""
+    box.spec["mounts"].append(
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]}
+    )
+    box.spec["linux"]["namespaces"] = [n for n in box.spec["linux"]["namespaces"] if n["type"] != "cgroup"]
+    shell(
+        box,
+        f"for d in /sys/fs/cgroup/*; do test -e $d{delegated} || continue; echo seen; mkdir $d{delegated}/made;"
+        f"echo $$ > $d{delegated}/cgroup.procs; done",
+    )
+    box.write()
+    answer = box.runtime.run("run", "--bundle", str(box.bundle), box.id)
+    assert "seen" in answer.output, answer
+    found = [path.name for path in Path("/sys/fs/cgroup").glob(f"*{delegated}/*/")]
+    assert found == []
+    assert answer.errors.count("Read-only file system") == 2 * answer.output.count("seen")
