@@ -101,7 +101,7 @@ def test_mount_targets_behind_links_stay_inside(rig: Rig, rootfs: Path, outside:
         assert (rootfs / str(outside.folder).lstrip("/")).is_dir()
 
 
-def test_a_file_is_made_for_a_bind_only_inside(rig: Rig, rootfs: Path, outside: Outside) -> None:
+def test_cve_2025_24965_a_file_is_made_for_a_bind_only_inside(rig: Rig, rootfs: Path, outside: Outside) -> None:
     link(rootfs / "etc/resolv.conf", outside.folder / "made")
     spec = shell("cat /etc/resolv.conf")
     spec["mounts"].append(bind(rig.place / "hosts", "/etc/resolv.conf"))
@@ -109,9 +109,22 @@ def test_a_file_is_made_for_a_bind_only_inside(rig: Rig, rootfs: Path, outside: 
     assert rig.run(spec) == (0, "bound\n")
 
 
-def test_a_working_directory_is_made_only_inside(rig: Rig, rootfs: Path, outside: Outside) -> None:
+def test_cve_2025_24965_a_working_directory_is_made_only_inside(rig: Rig, rootfs: Path, outside: Outside) -> None:
     link(rootfs / "mnt", outside.folder)
     assert rig.run(shell("pwd -P", cwd="/mnt/new/deep")) == (0, f"{outside.folder}/new/deep\n")
+
+
+def test_cve_2025_24965_what_a_tmpfs_copies_is_inside(rig: Rig, rootfs: Path, outside: Outside) -> None:
+    """With tmpcopyup a path of the image is read from, and written to: a link of it, or in it, leads nowhere."""
+    (rootfs / "data").mkdir()
+    for place in ("mnt", "data/out"):
+        link(rootfs / place, outside.folder)
+    (rootfs / str(outside.folder).lstrip("/")).mkdir(parents=True)
+    spec = shell("find /mnt/ /data/ ! -type d; cat /mnt/secret; touch /data/out/x /mnt/x")
+    for target in ("/mnt", "/data"):
+        entry = {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}
+        spec["mounts"].append(entry)
+    assert rig.run(spec) == (0, "/data/out\ncat: can't open '/mnt/secret': No such file or directory\n")
 
 
 def test_cve_2019_19921_a_volume_under_a_link_at_proc(rig: Rig, rootfs: Path, outside: Outside) -> None:

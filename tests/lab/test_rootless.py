@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,3 +157,27 @@ def test_a_container_made_from_outside_is_refused(delegated: User) -> None:
     assert answer.code == 1
     assert "permission denied" in answer.errors
     assert not (delegated.home / "c").exists()
+
+
+CGROUP = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]}
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own namespace", "the host's"])
+def test_cve_2023_25809_what_was_delegated_cannot_be_written_to(delegated: User, own: bool) -> None:  # noqa: FBT001
+    """The user may write to it outside, and so might root of the container where it is bound for want of a mount."""
+    folders = f"/sys/fs/cgroup /sys/fs/cgroup/{TAG} /sys/fs/cgroup/{TAG}/c"
+    script = f"for d in {folders}; do mkdir $d/made; done 2>&1; ls /sys/fs/cgroup"
+    delegated.spec("sh", "-c", script)
+    config = delegated.bundle / "config.json"
+    document = json.loads(config.read_text())
+    document["mounts"] += [
+        {"destination": "/sys", "type": "none", "source": "/sys", "options": ["rbind", "ro", "nosuid"]}, CGROUP
+    ]  # fmt: skip
+    namespaces = [entry for entry in document["linux"]["namespaces"] if entry["type"] != "cgroup"]
+    document["linux"]["namespaces"] = [*namespaces, {"type": "cgroup"}] if own else namespaces
+    config.write_text(json.dumps(document))
+    answer = delegated.call("run", "--bundle", str(delegated.bundle), "c")
+    assert answer.code == 0, answer
+    assert "Read-only file system" in answer.output
+    assert not list(delegated.home.rglob("made"))
+    assert (TAG in answer.output.splitlines()) != own
