@@ -76,8 +76,8 @@ def mount_cgroup2(ctx: Context, op: ops.MountCgroup2) -> None:
 
 
 def _cgroup2_tree(op: ops.MountCgroup2) -> int:
-    """Never the host's tree: without the right to mount one's own, the container's cgroup is bound, and when that is
-    not there either the directory stays empty (CVE-2023-25809).
+    """In a cgroup namespace never the host's tree: without the right to mount one's own, the container's cgroup is
+    bound, and when that is not there either the directory stays empty (CVE-2023-25809).
     """
     try:
         return new_filesystem("cgroup2", "cgroup", (), op.attr.set)
