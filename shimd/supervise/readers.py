@@ -2,8 +2,8 @@
 
 A client that hears of the end stops reading, some at once: containerd's ``ctr`` looks at the task once more and closes
 its ends of the FIFOs with whatever is in them. Its own shim, slower than that, loses little. So an end waits to be told
-until the FIFOs are empty, a matter of microseconds if somebody reads. One that nobody has ever read from is given up
-after ``NOBODY_SECONDS``; a reader may pause for ``PAUSE_SECONDS``, and the slowest has ``HOLD_SECONDS``.
+until the FIFOs are empty, a matter of microseconds if somebody reads. A reader may pause for ``PAUSE_SECONDS``, also
+before it begins: a client that was started with the program may be behind it. The slowest has ``HOLD_SECONDS``.
 
 poll(2) knows no "empty", and of the readers themselves nothing is known. But the kernel reports each read(2) to
 whoever watches the file, FIFOs included (inotify(7)), and each splice(2) if it is new. Of inotify instances a user has
@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from shimd.linux import inotify
 from shimd.supervise.relay import Relay
 
-NOBODY_SECONDS = 0.1
 PAUSE_SECONDS = 0.5
 HOLD_SECONDS = 2.0
 
@@ -89,8 +88,7 @@ class Hold:
         self._timer: asyncio.TimerHandle | None = None
         self.look()
         if self._over is not None:
-            is_read = any(relay.was_read() for relay in relays)
-            self._restart_timer(PAUSE_SECONDS if is_read else NOBODY_SECONDS)
+            self._restart_timer()
 
     def look(self) -> None:
         if self._over is None:
@@ -123,12 +121,12 @@ class Hold:
     def _was_read(self) -> None:
         self.look()
         if self._over is not None:
-            self._restart_timer(PAUSE_SECONDS)
+            self._restart_timer()
 
-    def _restart_timer(self, seconds: float) -> None:
+    def _restart_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(min(self._loop.time() + seconds, self._deadline), self._finish)
+        self._timer = self._loop.call_at(min(self._loop.time() + PAUSE_SECONDS, self._deadline), self._finish)
 
     def _finish(self) -> None:
         over = self._over

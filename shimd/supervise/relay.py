@@ -47,7 +47,7 @@ class Relay:
     """The loop's side of all: waits for one descriptor at a time."""
 
     __slots__ = (
-        "_ended", "_expired", "_loop", "_moved", "_rest", "_source", "_target", "_tells_unread", "_waits_for_target",
+        "_ended", "_expired", "_loop", "_rest", "_source", "_target", "_tells_unread", "_waits_for_target",
     )  # fmt: skip
 
     def __init__(self, source: int, target: int, ended: Callable[[], None], *, tells_unread: bool = False) -> None:
@@ -58,7 +58,6 @@ class Relay:
         self._source = source
         self._target = target
         self._tells_unread = tells_unread
-        self._moved = 0  # bytes
         self._rest = -1  # a reading end, of a target that was not empty at the end
         self._ended: Callable[[], None] | None = ended
         self._expired = False
@@ -74,11 +73,6 @@ class Relay:
         """A descriptor of the target, ours, if its readers have not taken all that is in it; else -1."""
         fd = self._target if self._target >= 0 else self._rest
         return fd if self._tells_unread and fd >= 0 and pipe.bytes_available(fd) else -1
-
-    def was_read(self) -> bool:
-        """Whether the target, which has something unread, ever had a reader."""
-        fd = self.unread()
-        return fd >= 0 and pipe.bytes_available(fd) < self._moved
 
     def expire(self) -> None:
         """Call ``ended`` as soon as what is in the source is delivered, even if others have it open; it goes on for
@@ -158,7 +152,7 @@ class Relay:
 class SpliceRelay(Relay):
     """Both descriptors are pipes or FIFOs."""
 
-    __slots__ = ("_grown", "_may_grow")
+    __slots__ = ("_grown", "_may_grow", "_moved")
 
     _grown_now = 0  # of all
 
@@ -173,6 +167,7 @@ class SpliceRelay(Relay):
     ) -> None:
         """``may_grow``: the source is a pipe of our own."""
         super().__init__(source, target, ended, tells_unread=tells_unread)
+        self._moved = 0  # bytes
         self._may_grow = may_grow
         self._grown = False
 
@@ -239,7 +234,6 @@ class CopyRelay(Relay):
         try:
             written = os.write(self._target, self._chunk)
             self._chunk = self._chunk[written:]
-            self._moved += written
         except BlockingIOError:
             pass
         except OSError as error:
@@ -264,7 +258,6 @@ class FileRelay(CopyRelay):
         self._source = source
         self._target = target
         self._tells_unread = False
-        self._moved = 0
         self._rest = -1
         self._ended = ended
         self._expired = False

@@ -77,7 +77,6 @@ def client(tmp_path: Path) -> Iterator[Callable[..., Client]]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is given up in these tests."""
-    monkeypatch.setattr(module, "NOBODY_SECONDS", 2 * SECONDS)
     monkeypatch.setattr(module, "PAUSE_SECONDS", 2 * SECONDS)
     monkeypatch.setattr(module, "HOLD_SECONDS", 2 * SECONDS)
 
@@ -204,7 +203,7 @@ async def test_what_others_hold_open_does_not_keep_it(client: Callable[..., Clie
 
 @on_both_loops
 async def test_nobody_is_given_up(client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NOBODY_SECONDS", 0.01)
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
     one = client()
     os.write(one.stdout, b"out")
     one.end_process()
@@ -218,7 +217,6 @@ async def test_one_that_reads_a_byte_at_a_time_is_given_up(
     client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "HOLD_SECONDS", 0.05)
-    monkeypatch.setattr(module, "NOBODY_SECONDS", SECONDS)
     monkeypatch.setattr(module, "PAUSE_SECONDS", SECONDS)
     one = client()
     os.write(one.stdout, b"x" * 65536)
@@ -234,7 +232,6 @@ async def test_one_that_reads_a_byte_at_a_time_is_given_up(
 async def test_a_slow_reader_has_longer_than_a_pause(
     client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "NOBODY_SECONDS", 0.3)
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0.3)
     one = client()
     os.write(one.stdout, b"x" * 20)
@@ -253,7 +250,6 @@ async def test_a_slow_reader_has_longer_than_a_pause(
 async def test_who_has_read_before_may_pause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool
 ) -> None:
-    monkeypatch.setattr(module, "NOBODY_SECONDS", 0.01)
     monkeypatch.setattr(module, "PAUSE_SECONDS", 0.3)
     path = str(tmp_path / "out")
     os.mkfifo(path)
@@ -280,7 +276,7 @@ async def test_who_has_read_before_may_pause(
 
 @on_both_loops
 async def test_after_close_nothing_is_told(client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NOBODY_SECONDS", 0.01)
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
     one = client()
     os.write(one.stdout, b"out")
     one.end_process()
@@ -294,7 +290,7 @@ async def test_after_close_nothing_is_told(client: Callable[..., Client], monkey
 async def test_without_an_instance_to_spare_it_is_told_after_a_pause(
     client: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "NOBODY_SECONDS", 0.05)
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.05)
     one = client()
     os.write(one.stdout, b"out")
     one.end_process()
