@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from shimd.host.facts import HostFacts
+from shimd.host.facts import HostFacts, probe
 from shimd.keeper.client import KeeperClient, read_exits, spawn_keeper
 from shimd.linux.process import set_child_subreaper
 from shimd.oci.model import Process
@@ -132,6 +132,16 @@ class Rig:
 
     def state_dir(self) -> Path:
         return self.place / "state" / self.id
+
+
+@contextmanager
+def rig_with(launcher: str, place: Path, container_id: str) -> Iterator[Rig]:
+    """``launcher``: "direct", or "keeper" for one of the test's own."""
+    if launcher == "direct":
+        yield Rig(probe(), DirectLauncher(), place, container_id)
+        return
+    with keeper_launcher(place / "keeper") as made:
+        yield Rig(probe(), made, place, container_id)
 
 
 @contextmanager

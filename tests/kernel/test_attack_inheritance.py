@@ -14,11 +14,9 @@ from pathlib import Path
 import pytest
 
 from shimd.errors import RuntimeFailure
-from shimd.host.facts import probe
-from shimd.runtime.direct import DirectLauncher
 from shimd.runtime.model import Container
 from tests.kernel.attack import shell, sleeper, small_rootfs
-from tests.kernel.runtime_rig import Rig, keeper_launcher
+from tests.kernel.runtime_rig import Rig, rig_with
 
 SECRET = "token-of-the-host"
 
@@ -52,11 +50,8 @@ def dirty(place: Path) -> Iterator[int]:
 
 @pytest.fixture(params=["direct", "keeper"])
 def rig(request: pytest.FixtureRequest, place: Path, dirty: int, container_id: str) -> Iterator[Rig]:
-    if request.param == "direct":
-        yield Rig(probe(), DirectLauncher(), place, container_id)
-        return
-    with keeper_launcher(place / "keeper") as launcher:
-        yield Rig(probe(), launcher, place, container_id)
+    with rig_with(request.param, place, container_id) as made:
+        yield made
 
 
 @pytest.fixture

@@ -15,10 +15,9 @@ import pytest
 
 from shimd.host.facts import probe
 from shimd.runtime import creating, execing
-from shimd.runtime.direct import DirectLauncher
 from tests.kernel.attack import bind, sleeper, small_rootfs
 from tests.kernel.attacker import Victim, attacker
-from tests.kernel.runtime_rig import Rig, keeper_launcher
+from tests.kernel.runtime_rig import Rig, rig_with
 
 CAPABILITIES = ("CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE")
 
@@ -26,11 +25,8 @@ CAPABILITIES = ("CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE")
 @pytest.fixture(params=["direct", "keeper"])
 def rig(request: pytest.FixtureRequest, place: Path, container_id: str) -> Iterator[Rig]:
     small_rootfs(place / "rootfs")
-    if request.param == "direct":
-        yield Rig(probe(), DirectLauncher(), place, container_id)
-        return
-    with keeper_launcher(place / "keeper") as launcher:
-        yield Rig(probe(), launcher, place, container_id)
+    with rig_with(request.param, place, container_id) as made:
+        yield made
 
 
 @pytest.fixture

@@ -13,14 +13,12 @@ from typing import Any
 import pytest
 
 from shimd.errors import RuntimeFailure
-from shimd.host.facts import probe
 from shimd.linux import caps
 from shimd.runtime import execing
-from shimd.runtime.direct import DirectLauncher
 from shimd.runtime.model import Container
 from tests.kernel.attack import sleeper, small_rootfs
 from tests.kernel.attacker import Victim, attacker
-from tests.kernel.runtime_rig import Rig, keeper_launcher
+from tests.kernel.runtime_rig import Rig, rig_with
 from tests.support import wait
 from tests.support.requires import requires
 from tests.support.specs import DOCKER_PROFILE, docker_default_seccomp
@@ -32,11 +30,8 @@ MASK = f"{sum(1 << caps.NUMBERS[name] for name in CAPABILITIES):016x}"
 @pytest.fixture(params=["direct", "keeper"])
 def rig(request: pytest.FixtureRequest, place: Path, container_id: str) -> Iterator[Rig]:
     small_rootfs(place / "rootfs")
-    if request.param == "direct":
-        yield Rig(probe(), DirectLauncher(), place, container_id)
-        return
-    with keeper_launcher(place / "keeper") as launcher:
-        yield Rig(probe(), launcher, place, container_id)
+    with rig_with(request.param, place, container_id) as made:
+        yield made
 
 
 def tracer(**process: Any) -> dict[str, Any]:

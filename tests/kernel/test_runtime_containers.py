@@ -21,7 +21,7 @@ from shimd.runtime.direct import DirectLauncher
 from shimd.runtime.rootfs import RootfsMount
 from shimd.runtime.state import StateDir
 from shimd.runtime.status import Status
-from tests.kernel.runtime_rig import Rig, keeper_launcher
+from tests.kernel.runtime_rig import Rig, rig_with
 from tests.support import wait
 from tests.support.bundle import make_bundle
 from tests.support.requires import requires
@@ -32,11 +32,8 @@ LAUNCHERS = ("direct", "keeper")
 
 @pytest.fixture(params=LAUNCHERS)
 def rig(request: pytest.FixtureRequest, place: Path, busybox: Path, container_id: str) -> Iterator[Rig]:
-    if request.param == "direct":
-        yield Rig(probe(), DirectLauncher(), place, container_id)
-        return
-    with keeper_launcher(place / "keeper") as launcher:
-        yield Rig(probe(), launcher, place, container_id)
+    with rig_with(request.param, place, container_id) as made:
+        yield made
 
 
 @pytest.fixture

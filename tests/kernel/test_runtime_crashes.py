@@ -19,18 +19,15 @@ from shimd.runtime.direct import DirectLauncher
 from shimd.runtime.launch import KeeperLauncher
 from shimd.runtime.rootfs import RootfsMount
 from shimd.runtime.status import Status
-from tests.kernel.runtime_rig import Rig, keeper_launcher
+from tests.kernel.runtime_rig import Rig, rig_with
 from tests.support.bundle import make_bundle
 from tests.support.specs import runc_default
 
 
 @pytest.fixture(params=["direct", "keeper"])
 def rig(request: pytest.FixtureRequest, place: Path, busybox: Path, container_id: str) -> Iterator[Rig]:
-    if request.param == "direct":
-        yield Rig(probe(), DirectLauncher(), place, container_id)
-        return
-    with keeper_launcher(place / "keeper") as launcher:
-        yield Rig(probe(), launcher, place, container_id)
+    with rig_with(request.param, place, container_id) as made:
+        yield made
 
 
 @pytest.fixture

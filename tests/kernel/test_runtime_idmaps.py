@@ -16,7 +16,7 @@ from shimd.host.facts import probe
 from shimd.linux.process import CLONE_NEWUSER
 from shimd.runtime.direct import DirectLauncher
 from tests.kernel.attack import shell, small_rootfs
-from tests.kernel.runtime_rig import Rig, keeper_launcher
+from tests.kernel.runtime_rig import Rig, rig_with
 from tests.support.requires import requires
 
 pytestmark = requires("kernel:6.3", "userns")  # the version that maps ids on tmpfs
@@ -34,11 +34,8 @@ def _rootfs(place: Path) -> None:
 @pytest.fixture(params=["direct", "keeper"])
 def rig(request: pytest.FixtureRequest, place: Path, container_id: str) -> Iterator[Rig]:
     _rootfs(place)
-    if request.param == "direct":
-        yield Rig(probe(), DirectLauncher(), place, container_id)
-        return
-    with keeper_launcher(place / "keeper") as launcher:
-        yield Rig(probe(), launcher, place, container_id)
+    with rig_with(request.param, place, container_id) as made:
+        yield made
 
 
 @pytest.fixture

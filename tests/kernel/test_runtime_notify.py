@@ -18,7 +18,7 @@ from shimd.runtime import agent as handing_over
 from shimd.runtime.direct import DirectLauncher
 from shimd.runtime.status import Status
 from tests.kernel.attack import ODD, shell, small_rootfs
-from tests.kernel.runtime_rig import Rig, keeper_launcher
+from tests.kernel.runtime_rig import Rig, rig_with
 from tests.support.agent import Agent, running
 
 MKDIR = ("mkdir", "mkdirat")
@@ -30,11 +30,8 @@ OWN = ("execve", "openat", "open", "read", "close", "fcntl", "sendmsg", "recvmsg
 @pytest.fixture(params=["direct", "keeper"])
 def rig(request: pytest.FixtureRequest, place: Path, container_id: str) -> Iterator[Rig]:
     small_rootfs(place / "rootfs")
-    if request.param == "direct":
-        yield Rig(probe(), DirectLauncher(), place, container_id)
-        return
-    with keeper_launcher(place / "keeper") as launcher:
-        yield Rig(probe(), launcher, place, container_id)
+    with rig_with(request.param, place, container_id) as made:
+        yield made
 
 
 @pytest.fixture

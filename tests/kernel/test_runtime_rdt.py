@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 
 from shimd.errors import FailedPrecondition, InvalidSpec, RuntimeFailure
-from shimd.host.facts import probe
 from shimd.runtime import rdt
-from shimd.runtime.direct import DirectLauncher
 from tests.kernel.attack import shell, small_rootfs
-from tests.kernel.runtime_rig import Rig, keeper_launcher
+from tests.kernel.runtime_rig import Rig, rig_with
 from tests.support.requires import requires
 
 TREE = Path("/sys/fs/cgroup/systemd")
@@ -25,11 +23,8 @@ pytestmark = requires(f"file:{TREE}/tasks")
 @pytest.fixture(params=["direct", "keeper"])
 def rig(request: pytest.FixtureRequest, place: Path, container_id: str) -> Iterator[Rig]:
     small_rootfs(place / "rootfs")
-    if request.param == "direct":
-        yield Rig(probe(), DirectLauncher(), place, container_id)
-        return
-    with keeper_launcher(place / "keeper") as launcher:
-        yield Rig(probe(), launcher, place, container_id)
+    with rig_with(request.param, place, container_id) as made:
+        yield made
 
 
 @pytest.fixture
