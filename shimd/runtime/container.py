@@ -221,7 +221,9 @@ class Runtime:
         started it.
         """
         directory = container.directory
-        if directory.exists(MAKING_FILE) and directory.exists(START_SOCKET):
+        if not directory.exists(MAKING_FILE) or directory.is_being_made():
+            return True
+        if directory.exists(START_SOCKET):
             from shimd.runtime.launch import wait_dead
 
             # One that has not been let go to the gate yet is about to notice that its creator is dead.

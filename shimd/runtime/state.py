@@ -77,8 +77,8 @@ class ContainerState(Record):
 
 
 class Making(Record):
-    """What a creator makes outside of the state directory; fields as in ContainerState. ``has_cgroup`` is not written:
-    until it is made, one of that name is somebody else's.
+    """What a creator makes outside of the state directory; fields as in ContainerState. ``has_cgroup`` is told by
+    the name of the file: until the cgroup is made, one of that name is somebody else's.
     """
 
     bundle: str

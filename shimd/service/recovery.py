@@ -136,6 +136,7 @@ def _remove_unfinished(runtime: Runtime, container: RuntimeContainer) -> None:
         problems = runtime.delete(container, force=True)
         _log.info("removed what an unfinished create had left", extra=fields)
     except ShimdError as error:
+        container.close()
         problems = (str(error),)
     for problem in problems:
         _log.error("an unfinished create: %s", problem, extra=fields)

@@ -6,14 +6,12 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shimd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, InvalidSpec, NotFound, RuntimeFailure
-from shimd.host.facts import probe
 from shimd.linux.mount import is_mount_point
 from shimd.oci.read import read_resources
 from shimd.runtime.container import ExecOptions
@@ -21,25 +19,11 @@ from shimd.runtime.direct import DirectLauncher
 from shimd.runtime.rootfs import RootfsMount
 from shimd.runtime.state import StateDir
 from shimd.runtime.status import Status
-from tests.kernel.runtime_rig import Rig, rig_with
+from tests.kernel.runtime_rig import Rig
 from tests.support import wait
 from tests.support.bundle import make_bundle
 from tests.support.requires import requires
 from tests.support.specs import containerd_default, runc_default
-
-LAUNCHERS = ("direct", "keeper")
-
-
-@pytest.fixture(params=LAUNCHERS)
-def rig(request: pytest.FixtureRequest, place: Path, busybox: Path, container_id: str) -> Iterator[Rig]:
-    with rig_with(request.param, place, container_id) as made:
-        yield made
-
-
-@pytest.fixture
-def direct(place: Path, busybox: Path, container_id: str) -> Rig:
-    """Where it makes no difference who clones."""
-    return Rig(probe(), DirectLauncher(), place, container_id)
 
 
 def shell(script: str, **process: Any) -> dict[str, Any]:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shimd.host.facts import probe
 from shimd.keeper.client import KeeperClient
 from shimd.linux.mount import is_mount_point
 from shimd.runtime import creating
@@ -19,21 +16,9 @@ from shimd.runtime.direct import DirectLauncher
 from shimd.runtime.launch import KeeperLauncher
 from shimd.runtime.rootfs import RootfsMount
 from shimd.runtime.status import Status
-from tests.kernel.runtime_rig import Rig, rig_with
+from tests.kernel.runtime_rig import Rig
 from tests.support.bundle import make_bundle
 from tests.support.specs import runc_default
-
-
-@pytest.fixture(params=["direct", "keeper"])
-def rig(request: pytest.FixtureRequest, place: Path, busybox: Path, container_id: str) -> Iterator[Rig]:
-    with rig_with(request.param, place, container_id) as made:
-        yield made
-
-
-@pytest.fixture
-def direct(place: Path, busybox: Path, container_id: str) -> Rig:
-    """Where it makes no difference who clones."""
-    return Rig(probe(), DirectLauncher(), place, container_id)
 
 
 def sleeper() -> dict[str, Any]:
